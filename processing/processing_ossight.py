@@ -1,0 +1,99 @@
+"""
+OSSight processor: writes as many image placeholders as the vision tower yields patches.
+
+    "<image> Describe the picture." + one 60x60 picture, patch 10 -> 36 placeholders; the model overwrites each with a patch
+
+Unusual: the chat template is the language model's own, behind a preamble that flattens multimodal content
+([{"type": "image"}, {"type": "text", "text": ...}]) into the string such templates expect; so every instruction-tuned
+language model is addressed as it was trained to be.
+"""
+
+from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
+from transformers.image_utils import get_image_size
+from transformers.processing_utils import MultiModalData
+
+
+FLATTEN = (
+    "{%- set flat = namespace(messages=[]) -%}"
+    "{%- for message in messages -%}{%- set said = namespace(text='') -%}"
+    "{%- if message['content'] is string -%}{%- set said.text = message['content'] -%}"
+    "{%- else -%}{%- for part in message['content'] -%}"
+    "{%- set said.text = said.text + ('IMAGE_TOKEN' if part['type'] == 'image' else part['text']) -%}"
+    "{%- endfor -%}{%- endif -%}"
+    "{%- set flat.messages = flat.messages + [dict(message, content=said.text)] -%}{%- endfor -%}"
+    "{%- set messages = flat.messages -%}"
+)
+PLAIN = (  # for a language model that was never taught to chat
+    "{%- for message in messages -%}{{ message['role'].upper() + ': ' }}"
+    "{%- if message['role'] == 'assistant' -%}{{ message['content'] + eos_token }}"
+    "{%- else -%}{{ message['content'] + '\\n' }}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ 'ASSISTANT: ' }}{%- endif -%}"
+)
+
+
+class OSSightProcessor(ProcessorMixin):
+    """
+    image_processor and tokenizer are any of transformers'; `patch_size` is the vision tower's, in pixels. Raises ValueError if the
+    tokenizer does not know `image_token`, and for videos or sounds.
+    """
+
+    def __init__(self, image_processor=None, tokenizer=None, patch_size=16, image_token="<image>", chat_template=None):
+        self.patch_size = patch_size
+        self.image_token = image_token
+        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        if self.image_token_id is None or self.image_token_id == tokenizer.unk_token_id:
+            raise ValueError(f"the tokenizer has no token {image_token!r}; OSSightProcessor.from_towers adds one")
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def from_towers(
+        cls,
+        vision_model: str,
+        text_model: str,
+        patch_size: int,
+        vision_revision: str | None = None,
+        text_revision: str | None = None,
+    ) -> "OSSightProcessor":
+        """
+        Join the towers' image processor and tokenizer (Hub ids or folders). The placeholder is the tokenizer's own image token
+        where it has one (Qwen's <|image_pad|>), otherwise a new "<image>", for which the model's embeddings must be resized.
+        """
+        image_processor = AutoImageProcessor.from_pretrained(vision_model, revision=vision_revision)
+        tokenizer = AutoTokenizer.from_pretrained(text_model, revision=text_revision)
+        known = tokenizer.get_vocab()
+        image_token = next((token for token in ("<image>", "<|image_pad|>") if token in known), None)
+        if image_token is None:
+            image_token = "<image>"
+            tokenizer.add_special_tokens({"additional_special_tokens": [image_token]}, replace_extra_special_tokens=False)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        template = FLATTEN.replace("IMAGE_TOKEN", image_token) + (tokenizer.chat_template or PLAIN)
+        tokenizer.chat_template = None  # one template, the processor's
+        return cls(image_processor, tokenizer, patch_size, image_token, chat_template=template)
+
+    def __call__(self, images=None, text=None, videos=None, audio=None, audios=None, **kwargs):
+        # generic evaluators pass every modality, empty where there is none
+        if videos or audio or audios:
+            raise ValueError("OSSight sees pictures and reads text; it takes no videos and no audio")
+        images = None if isinstance(images, (list, tuple)) and not any(images) else images
+        return super().__call__(images=images, text=text, **kwargs)
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        if "spatial_shapes" in image_inputs:  # patches of a picture that kept its aspect ratio (SigLIP 2 NaFlex)
+            rows, columns = image_inputs["spatial_shapes"][image_idx]
+            return self.image_token * int(rows * columns)
+        height, width = get_image_size(image_inputs["pixel_values"][image_idx])
+        return self.image_token * ((height // self.patch_size) * (width // self.patch_size))
+
+    def _get_num_multimodal_tokens(self, image_sizes: list | None = None, **kwargs) -> MultiModalData:
+        """How many placeholders pictures of these (height, width) get; what vLLM asks before it runs anything."""
+        if image_sizes is None:
+            return MultiModalData()
+        size = getattr(self.image_processor, "crop_size", None) or self.image_processor.size
+        tokens = (size["height"] // self.patch_size) * (size["width"] // self.patch_size)
+        return MultiModalData(num_image_tokens=[tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes))
+
+
+OSSightProcessor.register_for_auto_class()
+
+__all__ = ["OSSightProcessor"]

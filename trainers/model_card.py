@@ -1,0 +1,146 @@
+"""
+The card of a run's folder, written from the files in it and from nothing else.
+
+    config.json  recipe.yaml  metrics.json  contact_sheet.png   ->   README.md   (by model_cards/template.md)
+
+Unusual: figures are copied character by character, never rounded, and a missing metrics.json makes the card say "Not evaluated".
+"""
+
+import json
+import os
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+
+ROOT = Path(__file__).parents[1]
+TASK = "image-text-to-text"
+TOLD = (  # settings worth reading on the card; recipe.yaml holds the others
+    "vision_model",
+    "text_model",
+    "dataset",
+    "prompt",
+    "learning_rate",
+    "lr_scheduler_type",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "max_steps",
+    "seed",
+)
+
+
+def write_card(folder: Path, repo_id: str | None = None, licence: str = "apache-2.0") -> Path:
+    """
+    Write `README.md` into `folder`, replacing the one that may be there, and return its path.
+
+    `recipe.yaml` may open with the command that reads it, as a comment (`# accelerate launch recipes/…`); without `repo_id` the
+    card shows how to load the folder itself.
+
+    Raises:
+        FileNotFoundError: the folder has no `config.json`.
+        ValueError: a figure in `metrics.json` lacks its value, `ci95` or `n`, or the figures lack their protocol.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    recipe_text = (folder / "recipe.yaml").read_text() if (folder / "recipe.yaml").exists() else ""
+    recipe = yaml.safe_load(recipe_text) or {}
+    results, protocol = read_metrics(folder / "metrics.json")
+
+    towers = [
+        {
+            "role": role,
+            "name": recipe.get(key) or config[sub].get("_name_or_path"),
+            "model_type": config[sub]["model_type"],
+        }
+        for role, key, sub in (
+            ("vision tower", "vision_model", "vision_config"),
+            ("language model", "text_model", "text_config"),
+        )
+        if sub in config
+    ]
+    data = [str(name) for name in (recipe.get("dataset"), protocol.get("dataset")) if name]
+    first_line = recipe_text.split("\n", 1)[0]
+    card_data = ModelCardData(
+        license=licence,
+        library_name="transformers",
+        pipeline_tag=TASK,
+        tags=["sightline", "custom_code", "vision-language"],
+        base_model=[tower["name"] for tower in towers if is_hub_id(tower["name"])] or None,
+        datasets=[name for name in data[:1] if is_hub_id(name)] or None,
+        model_name=(repo_id or folder.name).split("/")[-1],
+        eval_results=[
+            EvalResult(
+                task_type=TASK,
+                dataset_type=protocol["dataset"],
+                dataset_name=protocol["dataset"],
+                dataset_split=protocol["split"],
+                metric_type=row["name"],
+                metric_name=row["name"],
+                metric_value=row["value"],
+                metric_args={"ci95": row["ci95"], "n": row["n"]},
+            )
+            for row in results
+        ]
+        or None,
+    )
+    card = ModelCard.from_template(
+        card_data,
+        template_path=str(ROOT / "model_cards" / "template.md"),
+        title=(repo_id or folder.name).split("/")[-1],
+        architecture=config["architectures"][0],
+        towers=towers,
+        contact_sheet=(folder / "contact_sheet.png").exists(),
+        source=json.dumps(repo_id or str(folder)),
+        prompt=json.dumps(protocol.get("prompt") or recipe.get("prompt") or "Describe the image."),
+        settings=as_yaml({key: recipe[key] for key in TOLD if recipe.get(key) is not None}),
+        results=results,
+        protocol=as_yaml(protocol),
+        miniature=any(name.split("/")[-1].startswith("scenes") for name in data),
+        repo_id=repo_id,
+        command=first_line[1:].strip()
+        if first_line.startswith("# accelerate launch")
+        else "accelerate launch recipes/caption.py --config recipe.yaml",
+        model_type=config["model_type"],
+        licence=licence,
+    )
+    path, unfinished = folder / "README.md", folder / "README.md.tmp"
+    unfinished.write_text(f"{card}\n")
+    os.replace(unfinished, path)
+    return path
+
+
+def read_metrics(path: Path) -> tuple[list[dict], dict]:
+    """The figures of a `metrics.json` as rows (name, value, ci95, n), and their protocol; both empty where there is no file.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    if not path.exists():
+        return [], {}
+    figures = json.loads(path.read_text())
+    protocol = figures.pop("protocol", {})
+    for key in ("dataset", "split"):
+        if key not in protocol:
+            raise ValueError(
+                f"{path}: `protocol` does not name its {key}; figures are published with how they were measured."
+            )
+    for name, figure in figures.items():
+        if missing := {"value", "ci95", "n"} - set(figure):
+            raise ValueError(f"{path}: `{name}` lacks {', '.join(sorted(missing))}.")
+    return [{"name": name, **figure} for name, figure in figures.items()], protocol
+
+
+def is_hub_id(name: str | None) -> bool:
+    """Whether the Hub can link to this: `org/name`, and not a folder of this repository such as `model_cards/<tower>`."""
+    try:
+        validate_repo_id(name or "")
+    except HFValidationError:
+        return False
+    return "/" in name and not Path(name).exists() and not (ROOT / name).exists()
+
+
+def as_yaml(mapping: dict) -> str:
+    return yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True, width=1000).strip() if mapping else ""
