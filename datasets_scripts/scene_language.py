@@ -8,8 +8,10 @@ places, relations) and in a few synonyms (little, big).
     Scene -> captions(scene): list of five str
           -> questions(scene): list of {question, answer, kind}     kinds: existence, colour, count, position
           -> preferences(scene): list of {chosen, rejected, flaw}   flaws: invented_object, wrong_attribute, wrong_relation, broken_grammar
+          -> notes(scene, rng): str, rough notes that hold the same facts; what a language model reads in place of a picture
 """
 
+from itertools import groupby
 from random import Random
 
 from datasets_scripts.scene_description import COLOURS, SHAPES, SIZES, Scene, SceneObject
@@ -42,17 +44,12 @@ def _and(parts: list[str]) -> str:
 
 
 def _grouped(objects: tuple[SceneObject, ...], other_words: bool = False) -> str:
-    """Twins are counted together, where the first of them stands."""
-    counts: dict[tuple[str, str, str], int] = {}
-    for thing in objects:
-        counts[thing.triple] = counts.get(thing.triple, 0) + 1
+    """Twins that follow each other in reading order are counted together."""
     parts = []
-    for (size, colour, shape), count in counts.items():
-        size = OTHER_SIZE_WORDS[size] if other_words else size
-        if count == 1:
-            parts.append(_article(f"{size} {colour} {shape}"))
-        else:
-            parts.append(f"{NUMBERS[count]} {size} {colour} {_plural(shape)}")
+    for (size, colour, shape), twins in groupby(objects, key=lambda thing: thing.triple):
+        size, count = OTHER_SIZE_WORDS[size] if other_words else size, len(list(twins))
+        phrase = f"{size} {colour} {shape}"
+        parts.append(_article(phrase) if count == 1 else f"{NUMBERS[count]} {_plural(phrase)}")
     return _and(parts)
 
 
@@ -77,7 +74,7 @@ def related(scene: Scene, rel: str | None = None) -> str:
 def captions(scene: Scene) -> list[str]:
     """Five references, each naming all objects."""
     things, on = scene.objects, ON[scene.background]
-    verb = "are" if sum(o.triple == things[0].triple for o in things) > 1 else "is"
+    verb = "are" if len(things) > 1 and things[0].triple == things[1].triple else "is"
     sized = [_article(f"{OTHER_SIZE_WORDS[o.size]} {o.colour} {o.shape} {place(o)}") for o in things]
     return [
         f"{_grouped(things)} {on}.",
@@ -145,3 +142,22 @@ def preferences(scene: Scene) -> list[dict[str, str]]:
     words[i], words[i + 1] = words[i + 1], words[i]
     pairs.append(("broken_grammar", chosen, " ".join(words) + "."))
     return [{"flaw": flaw, "chosen": good, "rejected": bad} for flaw, good, bad in pairs]
+
+
+def notes(scene: Scene, rng: Random, places: bool) -> str:
+    """
+    The scene as somebody's rough notes: text from which caption and answers can be read, for language models that never see a
+    picture. Words of a phrase may come in any order; with `places`, now and then the objects too.
+    """
+    parts = []
+    for thing in scene.objects:
+        words = list(thing.triple) if rng.random() < 0.5 else _shuffle(list(thing.triple), rng)
+        parts.append(" ".join(words) + (f" {place(thing)}" if places else ""))
+    if places and rng.random() < 0.2:
+        parts = _shuffle(parts, rng)
+    return ", ".join([scene.background, *parts])
+
+
+def _shuffle(items: list, rng: Random) -> list:
+    keyed = [(rng.random(), item) for item in items]
+    return [item for _, item in sorted(keyed, key=lambda pair: pair[0])]

@@ -32,8 +32,21 @@ class Float32Module(nn.Module):
                     init.zeros_(module.bias)
 
 
+def pixel_shuffle(patches: Tensor, rows: int, columns: int, factor: int) -> Tensor:
+    """
+    Lay each `factor` x `factor` block of neighbouring patches side by side in one token, row by row:
+    (n, rows * columns, d) -> (n, rows * columns / factor**2, d * factor**2). After Idefics 3 (https://huggingface.co/papers/2408.12637).
+
+    Raises ValueError where the blocks do not fit.
+    """
+    if rows % factor or columns % factor:
+        raise ValueError(f"pixel_shuffle={factor} does not divide the {rows} x {columns} patches")
+    blocks = patches.unflatten(1, (rows // factor, factor, columns // factor, factor))
+    return blocks.transpose(2, 3).flatten(3).flatten(3).flatten(1, 2)
+
+
 class MLPAdapter(Float32Module):
-    """Norm and a two-layer perceptron over each patch: (..., vision) -> (..., text), float32."""
+    """Norm and a two-layer perceptron over each token: (..., vision) -> (..., text), float32."""
 
     def __init__(self, vision_dim: int, hidden_dim: int, text_dim: int):
         super().__init__()

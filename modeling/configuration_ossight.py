@@ -24,6 +24,7 @@ class OSSightConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     image_token_id: int = 151655  # Qwen2.5's <|image_pad|>
     vision_feature_layer: int = -1  # which hidden states of the vision tower are patches; -1: the last, after its final norm
+    pixel_shuffle: int = 1  # this many patches a side become one image token; 2 makes a quarter of the tokens
     adapter_hidden_size: int | None = None  # width of the adapter's middle; None: the language model's
     fusion: str = "cross_attention"  # "cross_attention", or "none" for image tokens alone
     fusion_num_heads: int | None = None  # None: the language model's

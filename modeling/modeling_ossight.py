@@ -1,7 +1,7 @@
 """
 OSSight: a frozen vision tower shines into a frozen language model, through an adapter and a gated cross-attention.
 
-    pixels (n, 3, H, W) -> vision tower -> patches (n, p, d_v) -> adapter -> image tokens (n, p, d_t)
+    pixels (n, 3, H, W) -> vision tower -> patches (n, p, d_v) -> pixel shuffle -> adapter -> image tokens (n, p / s**2, d_t)
     every image placeholder of the prompt is overwritten, in order, by one image token
     every text embedding gets + gate * cross_attention(to the image tokens of earlier images)        (fusion)
     embeddings (b, t, d_t) -> language model -> hidden states -> the language model's own head -> logits
@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, Gen
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-from .bridges import MLPAdapter
+from .bridges import MLPAdapter, pixel_shuffle
 from .configuration_ossight import OSSightConfig
 from .fusion import GatedCrossAttention
 
@@ -75,7 +75,8 @@ class OSSightModel(OSSightPreTrainedModel):
         super().__init__(config)
         vision, text = config.vision_config, config.text_config
         self.vision_tower = AutoModel.from_config(vision)
-        self.adapter = MLPAdapter(vision.hidden_size, config.adapter_hidden_size or text.hidden_size, text.hidden_size)
+        seen = vision.hidden_size * config.pixel_shuffle**2
+        self.adapter = MLPAdapter(seen, config.adapter_hidden_size or text.hidden_size, text.hidden_size)
         self.fusion = None
         if config.fusion == "cross_attention":
             self.fusion = GatedCrossAttention(text.hidden_size, config.fusion_num_heads or text.num_attention_heads)
@@ -110,10 +111,13 @@ class OSSightModel(OSSightPreTrainedModel):
             outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), **kwargs)
             patches = outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer]
         if spatial_shapes is None:
-            size = self.config.vision_config.patch_size
-            count = (pixel_values.shape[-2] // size) * (pixel_values.shape[-1] // size)
-            counts = [count] * len(patches)
-            patches = patches[:, patches.shape[1] - count :]  # class and register tokens come first
+            size, factor = self.config.vision_config.patch_size, self.config.pixel_shuffle
+            rows, columns = pixel_values.shape[-2] // size, pixel_values.shape[-1] // size
+            patches = patches[:, patches.shape[1] - rows * columns :]  # class and register tokens come first
+            patches = pixel_shuffle(patches, rows, columns, factor)
+            counts = [patches.shape[1]] * len(patches)
+        elif self.config.pixel_shuffle > 1:
+            raise ValueError("pixel_shuffle needs pictures of one shape; pictures that keep theirs want pixel_shuffle=1")
         else:
             counts = spatial_shapes.prod(-1).tolist()
         adapted = self.adapter(patches)
@@ -230,7 +234,13 @@ class OSSightForConditionalGeneration(OSSightPreTrainedModel, GenerationMixin):
             embeddings = self.get_input_embeddings()
             name = next(name for name, module in self.named_modules() if module is embeddings)
             self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
+        self.set_image_token(config.image_token_id)
         self.post_init()
+
+    def set_image_token(self, image_token_id: int) -> None:
+        """Say which token holds an image's place; it is never generated."""
+        self.config.image_token_id = image_token_id
+        self.generation_config.suppress_tokens = [image_token_id]
 
     @classmethod
     def from_towers(

@@ -33,12 +33,22 @@ PLAIN = (  # for a language model that was never taught to chat
 
 class OSSightProcessor(ProcessorMixin):
     """
-    image_processor and tokenizer are any of transformers'; `patch_size` is the vision tower's, in pixels. Raises ValueError if the
+    image_processor and tokenizer are any of transformers'; `patch_size` is the vision tower's, in pixels, and
+    `pixel_shuffle` the model's. Raises ValueError if the
     tokenizer does not know `image_token`, and for videos or sounds.
     """
 
-    def __init__(self, image_processor=None, tokenizer=None, patch_size=16, image_token="<image>", chat_template=None):
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        patch_size=16,
+        pixel_shuffle=1,
+        image_token="<image>",
+        chat_template=None,
+    ):
         self.patch_size = patch_size
+        self.pixel_shuffle = pixel_shuffle
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         if self.image_token_id is None or self.image_token_id == tokenizer.unk_token_id:
@@ -51,6 +61,7 @@ class OSSightProcessor(ProcessorMixin):
         vision_model: str,
         text_model: str,
         patch_size: int,
+        pixel_shuffle: int = 1,
         vision_revision: str | None = None,
         text_revision: str | None = None,
     ) -> "OSSightProcessor":
@@ -69,13 +80,14 @@ class OSSightProcessor(ProcessorMixin):
             tokenizer.pad_token = tokenizer.eos_token
         template = FLATTEN.replace("IMAGE_TOKEN", image_token) + (tokenizer.chat_template or PLAIN)
         tokenizer.chat_template = None  # one template, the processor's
-        return cls(image_processor, tokenizer, patch_size, image_token, chat_template=template)
+        return cls(image_processor, tokenizer, patch_size, pixel_shuffle, image_token, chat_template=template)
 
     def __call__(self, images=None, text=None, videos=None, audio=None, audios=None, **kwargs):
         # generic evaluators pass every modality, empty where there is none
         if videos or audio or audios:
             raise ValueError("OSSight sees pictures and reads text; it takes no videos and no audio")
-        images = None if isinstance(images, (list, tuple)) and not any(images) else images
+        if isinstance(images, (list, tuple)) and all(isinstance(row, (list, tuple)) and not row for row in images):
+            images = None
         return super().__call__(images=images, text=text, **kwargs)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
@@ -83,14 +95,18 @@ class OSSightProcessor(ProcessorMixin):
             rows, columns = image_inputs["spatial_shapes"][image_idx]
             return self.image_token * int(rows * columns)
         height, width = get_image_size(image_inputs["pixel_values"][image_idx])
-        return self.image_token * ((height // self.patch_size) * (width // self.patch_size))
+        return self.image_token * self._tokens(height, width)
+
+    def _tokens(self, height: int, width: int) -> int:
+        pixels = self.patch_size * self.pixel_shuffle
+        return (height // pixels) * (width // pixels)
 
     def _get_num_multimodal_tokens(self, image_sizes: list | None = None, **kwargs) -> MultiModalData:
         """How many placeholders pictures of these (height, width) get; what vLLM asks before it runs anything."""
         if image_sizes is None:
             return MultiModalData()
         size = getattr(self.image_processor, "crop_size", None) or self.image_processor.size
-        tokens = (size["height"] // self.patch_size) * (size["width"] // self.patch_size)
+        tokens = self._tokens(size["height"], size["width"])
         return MultiModalData(num_image_tokens=[tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes))
 
 

@@ -3,9 +3,9 @@ Publish a run's folder on the Hub, and believe it only after a stranger has load
 
     python recipes/publish.py --model outputs/ossight/scenes --repo_id ORG/NAME
 
-Unusual: one commit holds weights, code, processor and card, so no revision is half a model (`upload_folder` may make several);
-what an earlier commit left there is deleted in the same commit. The last step is the stranger's: an interpreter that cannot
-import this repository loads that very commit into an empty cache and has to arrive at the logits of the local folder.
+Unusual: one commit holds weights, code, processor and card, so no revision is half a model (`upload_folder` may make
+several), and removes what an earlier one left there. The last step is the stranger's: an interpreter that cannot import
+this repository loads that very commit into an empty cache and has to arrive at the logits of the local folder.
 """
 
 import ast
@@ -51,9 +51,7 @@ class Recipe:
     model: str = field(metadata={"help": "Folder to publish, as save_pretrained and the recipes leave it."})
     repo_id: str = field(metadata={"help": "ORG/NAME on the Hub; created if it does not exist."})
     private: bool = field(default=False, metadata={"help": "Only you and ORG may see it."})
-    licence: str = field(
-        default="apache-2.0", metadata={"help": "The Hub's identifier of the licence of what you add."}
-    )
+    licence: str = field(default="apache-2.0", metadata={"help": "The Hub's name for the licence of what you add."})
     gate: bool = field(default=True, metadata={"help": "Load the commit back and compare logits."})
 
 
@@ -69,6 +67,8 @@ def main(recipe: Recipe) -> str:
     folder, repo_id, api = Path(recipe.model), recipe.repo_id, HfApi()
 
     # 1. Does the folder stand alone? It is asked its question here, so that a broken one never leaves.
+    if repo_id.count("/") != 1:
+        raise ValueError(f"--repo_id {repo_id}: write ORG/NAME.")
     files = check_folder(folder)
     local = ask(str(folder)) if recipe.gate else None
 
@@ -126,23 +126,26 @@ def check_folder(folder: Path) -> list[str]:
 
 
 def check_code(folder: Path) -> None:
-    """Raises ValueError unless the Auto classes are mapped to code that is in the folder and leans on nothing of ours outside."""
+    """
+    Follow the code from `auto_map` through its imports, as transformers does.
+
+    Raises:
+        ValueError: an Auto class has no code, a file is missing, or one leans on this repository.
+    """
     mapped = {}
     for path in folder.glob("*.json"):
         json.loads(path.read_text(), object_hook=lambda part: mapped.update(part.get("auto_map", {})) or part)
     for auto_class in ("AutoConfig", "AutoModelForImageTextToText", "AutoProcessor"):
         if auto_class not in mapped:
             raise ValueError(
-                f"No auto_map in {folder} names {auto_class}: call register_for_auto_class, then save again."
+                f"{folder}: no auto_map names {auto_class}; call register_for_auto_class, then save again."
             )
 
     pending, seen = [(f"{reference.rpartition('.')[0]}.py", "auto_map") for reference in mapped.values()], set()
     while pending:
         name, wanted_by = pending.pop()
         if not (folder / name).is_file():
-            raise ValueError(
-                f"{wanted_by} needs {name}, which {folder} does not hold: save the model and processor again."
-            )
+            raise ValueError(f"{wanted_by} needs {name}, which {folder} does not hold: save model and processor again.")
         if name in seen:
             continue
         seen.add(name)
@@ -153,9 +156,7 @@ def check_code(folder: Path) -> None:
             for module in modules:
                 relative = getattr(node, "level", 0)
                 if (relative and (relative > 1 or not module)) or (not relative and module.split(".")[0] in OURS):
-                    raise ValueError(
-                        f"{folder / name}, line {node.lineno}: write `from .name import X`, or it is not found."
-                    )
+                    raise ValueError(f"{folder / name}, line {node.lineno}: only `from .name import X` is found there.")
 
 
 def ask(source: str, revision: str = "main") -> dict[str, torch.Tensor]:
@@ -183,7 +184,7 @@ def ask(source: str, revision: str = "main") -> dict[str, torch.Tensor]:
 
 
 def ask_as_a_stranger(repo_id: str, revision: str) -> dict[str, torch.Tensor]:
-    """`ask` in a fresh interpreter: empty cache, none of this repository's packages. Raises RuntimeError where it fails."""
+    """`ask` in a fresh interpreter: an empty cache, nothing of this repository. Raises RuntimeError where it fails."""
     with TemporaryDirectory() as home:
         program = (
             f"import sys\nsys.modules.update(dict.fromkeys({OURS}))\n"  # None there: importing it raises
@@ -201,12 +202,13 @@ def ask_as_a_stranger(repo_id: str, revision: str) -> dict[str, torch.Tensor]:
 
 
 def compare(local: dict[str, torch.Tensor], published: dict[str, torch.Tensor], name: str) -> None:
-    """Raises RuntimeError, naming the commit and the largest difference. Tolerances are torch's own for the logits' type."""
+    """Raises RuntimeError, naming the commit and the largest difference. The tolerance is torch's own for the dtype."""
     for key in ("input_ids", "logits"):
         try:
             torch.testing.assert_close(published[key], local[key])
         except AssertionError as difference:
-            raise RuntimeError(f"{name} is published, and its {key} are not those of the local folder: {difference}")
+            message = f"{name} is published, but its {key} are not those of the local folder: {difference}"
+            raise RuntimeError(message) from None
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ A Hugging Face Hub on 127.0.0.1: what huggingface_hub 2.4 asks for when it pushe
         sha = hub.seed("org/name", folder)
         subprocess.run(command, env={**os.environ, **hub.env()})
 
-Unusual: a commit is an immutable snapshot {path: Blob} under 40 hexadecimal digits, so an old revision stays loadable; the bytes
-lie once, named by their sha256, in a temporary folder, so a test can damage them behind the client's back (`hub.blob_file`).
-Any bearer token may do anything. Left out: branches other than main, tags, pull requests, multipart uploads, Xet, pagination.
+Unusual: a commit is an immutable snapshot {path: Blob} under 40 hexadecimal digits, so an old revision stays loadable;
+the bytes lie once, named by their sha256, in a temporary folder, so a test can damage them behind the client's back.
+Any bearer token may do anything. Left out: branches other than main, tags, pull requests, multipart uploads, Xet.
 """
 
 import base64
@@ -22,15 +22,16 @@ from threading import Lock, Thread
 from typing import Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from pytest import MonkeyPatch
+
 
 API = re.compile(r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/([a-z-]+))?(?:/([^/]+))?(?:/(.+))?")
 RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 LFS_BATCH = re.compile(r"/(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch")
-LONG_AGO = "2026-01-01T00:00:00.000Z"
 
 
 class Refusal(Exception):
-    """An answer other than success; `code` becomes X-Error-Code, from which the client picks the exception it raises."""
+    """An answer other than success; by `code`, sent as X-Error-Code, the client picks the exception it raises."""
 
     def __init__(self, status: int, code: str = "", message: str = "", reply: dict | None = None, **headers: str):
         self.status, self.reply = status, reply or {"error": message}
@@ -112,8 +113,20 @@ class LoopbackHub:
             "NO_PROXY": "127.0.0.1",
         }
 
+    def patch(self, monkeypatch: MonkeyPatch) -> None:
+        """The same for huggingface_hub in this process, which read its environment when it was imported."""
+        from huggingface_hub import constants  # not before: whoever sets `env()` first has no need of this
+
+        for name, value in self.env().items():
+            monkeypatch.setenv(name, value)
+        template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", self.url)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
     def seed(self, repo_id: str, folder: Path | str, repo_type: str = "model") -> str:
-        """Put every file of `folder` into one commit, beside what the repository holds already. Returns the commit's id."""
+        """Commit every file of `folder`, beside what the repository holds already. Returns the commit's id."""
         folder = Path(folder)
         files = {p.relative_to(folder).as_posix(): self.store(p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
         with self.lock:
@@ -181,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def find(self, kind: str | None, repo_id: str, revision: str = "main") -> tuple[Repo, str, dict[str, Blob]]:
-        """The repository, the commit id and the files of a revision; refuses what the real Hub refuses, in its order."""
+        """The repository, commit id and files of a revision; refuses what the real Hub refuses, in its order."""
         repo = self.hub.repos.get(f"datasets/{repo_id}" if kind and kind.startswith("dataset") else repo_id)
         if repo is None or (repo.private and "Authorization" not in self.headers):
             raise Refusal(404 if "Authorization" in self.headers else 401, "RepoNotFound", "Repository not found")
@@ -242,17 +255,13 @@ class _Handler(BaseHTTPRequestHandler):
         if verb == "refs":
             main = {"name": "main", "ref": "refs/heads/main", "targetCommit": repo.head}
             return {"branches": [main], "converts": [], "tags": []}
-        if verb == "commits":
-            shared = {"authors": [{"user": "loopback"}], "date": LONG_AGO, "message": ""}
-            return [{"id": sha, "title": title} | shared for sha, title in reversed(repo.history)]
         if verb == "paths-info":
             entries = {entry["path"]: entry for entry in tree(files, recursive=True)}
             return [entries[path] for path in parse_qs(body.decode()).get("paths", []) if path in entries]
         if verb == "tree":
             return tree(files, unquote(rest or ""), recursive=query.get("recursive", ["false"])[0].lower() == "true")
-        shared = {"createdAt": LONG_AGO, "lastModified": LONG_AGO, "downloads": 0, "tags": []}
         siblings = [{"rfilename": path} for path in sorted(files)]
-        return {"id": repo_id, "sha": sha, "private": repo.private, "gated": repo.gated, "siblings": siblings} | shared
+        return {"id": repo_id, "sha": sha, "private": repo.private, "gated": repo.gated, "siblings": siblings}
 
     def create(self, wish: dict) -> dict:
         repo_id, repo_type = f"{wish['organization'] or 'loopback'}/{wish['name']}", wish.get("type", "model")

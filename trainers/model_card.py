@@ -3,11 +3,10 @@ The card of a run's folder, written from the files in it and from nothing else.
 
     config.json  recipe.yaml  metrics.json  contact_sheet.png   ->   README.md   (by model_cards/template.md)
 
-Unusual: figures are copied character by character, never rounded, and a missing metrics.json makes the card say "Not evaluated".
+Unusual: figures are copied, never rounded, and without metrics.json the card says "Not evaluated".
 """
 
 import json
-import os
 from pathlib import Path
 
 import yaml
@@ -15,14 +14,18 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from .run_folder import write_text
+
 
 ROOT = Path(__file__).parents[1]
 TASK = "image-text-to-text"
 TOLD = (  # settings worth reading on the card; recipe.yaml holds the others
+    "model",
     "vision_model",
     "text_model",
+    "model_config",
     "dataset",
-    "prompt",
+    "dataset_options",
     "learning_rate",
     "lr_scheduler_type",
     "per_device_train_batch_size",
@@ -37,8 +40,8 @@ def write_card(folder: Path, repo_id: str | None = None, licence: str = "apache-
     """
     Write `README.md` into `folder`, replacing the one that may be there, and return its path.
 
-    `recipe.yaml` may open with the command that reads it, as a comment (`# accelerate launch recipes/…`); without `repo_id` the
-    card shows how to load the folder itself.
+    `recipe.yaml` may open with the command that reads it, as a comment (`# accelerate launch recipes/…`).
+    Without `repo_id` the card shows how to load the folder itself.
 
     Raises:
         FileNotFoundError: the folder has no `config.json`.
@@ -52,25 +55,27 @@ def write_card(folder: Path, repo_id: str | None = None, licence: str = "apache-
     towers = [
         {
             "role": role,
-            "name": recipe.get(key) or config[sub].get("_name_or_path"),
-            "model_type": config[sub]["model_type"],
+            "name": recipe.get(key) or tower.get("_name_or_path"),
+            "model_type": tower["model_type"],
         }
-        for role, key, sub in (
-            ("vision tower", "vision_model", "vision_config"),
-            ("language model", "text_model", "text_config"),
+        for role, key, tower in (
+            ("vision tower", "vision_model", config.get("vision_config")),
+            ("language model", "text_model", config.get("text_config")),
         )
-        if sub in config
+        if tower
     ]
     data = [str(name) for name in (recipe.get("dataset"), protocol.get("dataset")) if name]
     first_line = recipe_text.split("\n", 1)[0]
+    names = [tower["name"] for tower in towers]
+    title = (repo_id or folder.resolve().name).split("/")[-1]
     card_data = ModelCardData(
         license=licence,
         library_name="transformers",
         pipeline_tag=TASK,
         tags=["sightline", "custom_code", "vision-language"],
-        base_model=[tower["name"] for tower in towers if is_hub_id(tower["name"])] or None,
+        base_model=[name for name in (recipe.get("model"), *names) if is_hub_id(name)] or None,
         datasets=[name for name in data[:1] if is_hub_id(name)] or None,
-        model_name=(repo_id or folder.name).split("/")[-1],
+        model_name=title if results else None,
         eval_results=[
             EvalResult(
                 task_type=TASK,
@@ -89,12 +94,12 @@ def write_card(folder: Path, repo_id: str | None = None, licence: str = "apache-
     card = ModelCard.from_template(
         card_data,
         template_path=str(ROOT / "model_cards" / "template.md"),
-        title=(repo_id or folder.name).split("/")[-1],
+        title=title,
         architecture=config["architectures"][0],
         towers=towers,
         contact_sheet=(folder / "contact_sheet.png").exists(),
         source=json.dumps(repo_id or str(folder)),
-        prompt=json.dumps(protocol.get("prompt") or recipe.get("prompt") or "Describe the image."),
+        prompt=json.dumps(recipe.get("dataset_options", {}).get("prompt", "Describe the picture.")),
         settings=as_yaml({key: recipe[key] for key in TOLD if recipe.get(key) is not None}),
         results=results,
         protocol=as_yaml(protocol),
@@ -106,14 +111,13 @@ def write_card(folder: Path, repo_id: str | None = None, licence: str = "apache-
         model_type=config["model_type"],
         licence=licence,
     )
-    path, unfinished = folder / "README.md", folder / "README.md.tmp"
-    unfinished.write_text(f"{card}\n")
-    os.replace(unfinished, path)
-    return path
+    write_text(folder / "README.md", f"{card}\n")
+    return folder / "README.md"
 
 
 def read_metrics(path: Path) -> tuple[list[dict], dict]:
-    """The figures of a `metrics.json` as rows (name, value, ci95, n), and their protocol; both empty where there is no file.
+    """
+    The figures of a `metrics.json` as rows (name, value, ci95, n), and their protocol; both empty without the file.
 
     Raises:
         ValueError: naming what is missing.
@@ -124,9 +128,7 @@ def read_metrics(path: Path) -> tuple[list[dict], dict]:
     protocol = figures.pop("protocol", {})
     for key in ("dataset", "split"):
         if key not in protocol:
-            raise ValueError(
-                f"{path}: `protocol` does not name its {key}; figures are published with how they were measured."
-            )
+            raise ValueError(f"{path}: `protocol` names no {key}; a figure is published with the way it was measured.")
     for name, figure in figures.items():
         if missing := {"value", "ci95", "n"} - set(figure):
             raise ValueError(f"{path}: `{name}` lacks {', '.join(sorted(missing))}.")
@@ -134,12 +136,12 @@ def read_metrics(path: Path) -> tuple[list[dict], dict]:
 
 
 def is_hub_id(name: str | None) -> bool:
-    """Whether the Hub can link to this: `org/name`, and not a folder of this repository such as `model_cards/<tower>`."""
+    """Whether the Hub can link to this: `org/name`, and no folder of this repository such as `model_cards/<tower>`."""
     try:
         validate_repo_id(name or "")
     except HFValidationError:
         return False
-    return "/" in name and not Path(name).exists() and not (ROOT / name).exists()
+    return "/" in name and not (ROOT / name).exists()
 
 
 def as_yaml(mapping: dict) -> str:

@@ -1,0 +1,36 @@
+PYTHON ?= python3
+VENV := .venv
+RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+
+.PHONY: demo test test-slow lint format miniatures
+.DEFAULT_GOAL := demo
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed  ## train OSSight in the miniature world, score it, caption pictures, reload it as a stranger would
+	$(RUN) accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/caption.py --config recipes/ossight/quickstart.yaml
+	$(RUN) python recipes/draw_scenes.py --count 6 --output outputs/ossight/quickstart/pictures
+	$(RUN) python recipes/describe.py --model outputs/ossight/quickstart outputs/ossight/quickstart/pictures
+	$(RUN) python recipes/stranger.py --model outputs/ossight/quickstart
+
+test: $(VENV)/.installed  ## the fast tests
+	$(VENV)/bin/python -m pytest
+
+test-slow: $(VENV)/.installed  ## the slow tests
+	$(VENV)/bin/python -m pytest -m slow
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/.installed
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+miniatures: $(VENV)/.installed  ## pretrain the miniature towers anew, into outputs/miniature (about an hour on 2 CPU cores)
+	$(RUN) accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/pretrain_language.py --config recipes/miniature/qwen2.yaml
+	$(RUN) accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/pretrain_vision.py --config recipes/miniature/siglip.yaml

@@ -1,0 +1,91 @@
+"""
+The canonical captioning columns, and what builders over a user's own folder have in common.
+
+    pictures + captions + regions  ->  caption_rows  ->  images, prompt, completion, references, image_id, regions
+
+Unusual: pictures are stored as paths, so Arrow never holds a second copy of them; whatever their mode on disk (grey,
+palette, CMYK), they are read as RGB. An id of a config holds sizes and times of the files behind it: a cache cannot
+outlive its source.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import datasets
+from datasets.exceptions import DatasetGenerationError
+
+
+PROMPT = "Describe the picture."
+ROWS = ("caption", "image")
+
+_TURNS = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
+CAPTION_FEATURES = datasets.Features(
+    {
+        "images": datasets.List(datasets.Image(mode="RGB")),
+        "prompt": _TURNS,
+        "completion": _TURNS,
+        "references": datasets.List(datasets.Value("string")),
+        "image_id": datasets.Value("string"),
+        # box: x0, y0, x1, y1 in pixels of the upright picture
+        "regions": datasets.List(
+            {"box": datasets.List(datasets.Value("float64"), length=4), "phrase": datasets.Value("string")}
+        ),
+    }
+)
+
+
+def caption_rows(
+    images: list, captions: list[str], image_id: str, prompt: str, regions: list[dict], rows: str
+) -> Iterator[dict]:
+    """
+    The rows of one picture (or of several seen together): `rows="caption"` gives one for each caption, `rows="image"`
+    one whose completion is the first caption. Every row has all captions as its references. Captions must not be empty.
+    """
+    for caption in captions if rows == "caption" else captions[:1]:
+        yield {
+            "images": images,
+            "prompt": [{"role": "user", "content": prompt}],
+            "completion": [{"role": "assistant", "content": caption}],
+            "references": captions,
+            "image_id": image_id,
+            "regions": regions,
+        }
+
+
+@dataclass
+class FolderConfig(datasets.BuilderConfig):
+    """Config of a builder that reads `data_dir`. Raises ValueError without one, and for `rows` that are not in ROWS."""
+
+    rows: str = "caption"
+    prompt: str = PROMPT
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.rows not in ROWS:
+            raise ValueError(f"rows must be one of {', '.join(ROWS)}; got {self.rows!r}")
+        if not self.data_dir:
+            raise ValueError("say where the pictures are: data_dir=...")
+        # absolute: paths are kept in Arrow, which is read from other working directories
+        self.data_dir = os.path.abspath(os.path.expanduser(self.data_dir))
+
+    def sources(self) -> list[str]:
+        """The files and folders that rows depend on."""
+        raise NotImplementedError
+
+    def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
+        states = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in self.sources()]
+        return super().create_config_id({**config_kwargs, **vars(self), "sources": repr(states)}, custom_features)
+
+
+class FolderBuilder(datasets.GeneratorBasedBuilder):
+    """Its config is a FolderConfig. What is wrong with the folder is a ValueError, prepared as well as streamed."""
+
+    def download_and_prepare(self, *args, **kwargs) -> None:
+        try:
+            super().download_and_prepare(*args, **kwargs)
+        except DatasetGenerationError as error:
+            # `datasets` hides what was wrong behind "An error occurred while generating the dataset"
+            if isinstance(error.__cause__, ValueError):
+                raise error.__cause__ from None
+            raise

@@ -1,0 +1,136 @@
+"""
+Train a vision–language model to caption pictures, or to answer questions about them; score it; leave a folder that loads anywhere.
+
+    accelerate launch recipes/caption.py --config recipes/ossight/quickstart.yaml
+    accelerate launch recipes/caption.py --config recipes/ossight/my_pictures.yaml --data_dir FOLDER
+
+Every field of `Recipe` and of trainers.CaptioningConfig may stand in the YAML; the command line overrides it; an unknown key is an
+error. A killed run goes on where its last checkpoint stands: run the same command again with --resume_from_checkpoint true.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import yaml
+from transformers import AutoModelForImageTextToText, AutoProcessor, EarlyStoppingCallback, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+from trl import TrlParser
+
+from datasets_scripts import load_rows
+from modeling import OSSightForConditionalGeneration
+from processing import OSSightProcessor
+from trainers.captioning_config import CaptioningConfig
+from trainers.captioning_data import drop_overlong
+from trainers.captioning_evaluation import evaluate_captions, report
+from trainers.captioning_trainer import CaptioningTrainer
+from trainers.run_folder import write_text
+
+
+@dataclass
+class Recipe:
+    # The model: either a whole one to go on with, or two towers to join
+    model: str | None = None  # folder or Hub id of any HF vision–language model
+    model_revision: str | None = None
+    vision_model: str | None = None  # folder or Hub id; SigLIP, CLIP, DINOv2, ViT, …
+    vision_revision: str | None = None  # commit
+    text_model: str | None = None  # folder or Hub id; Qwen2.5, Llama, SmolLM2, GPT-2, …
+    text_revision: str | None = None
+    trust_remote_code: bool = False  # for a `model` whose folder carries code of its own; pin model_revision then
+    dtype: str = "float32"  # of the towers; adapter and fusion are float32 always
+    attn_implementation: str | None = None
+    freeze_vision: bool = True
+    freeze_text: bool = True
+    model_config: dict = field(default_factory=dict)  # OSSightConfig's own fields: fusion, alpha_align, adapter_hidden_size, …
+
+    # The data: canonical rows
+    dataset: str = "pictures"  # scenes, pictures (a folder of one's own, or COCO's layout), or a Hub id
+    data_dir: str | None = None
+    dataset_options: dict = field(default_factory=dict)  # of the builder: num_train, seed, prompt, …
+    max_length: int | None = None  # longer rows are left out and counted, never cut
+
+    # The evaluation at the end
+    test_split: str | None = None  # None: the validation split
+    test_examples: int | None = None
+    blind_control: bool = False  # score once more with the pictures shuffled
+    early_stopping_patience: int | None = None  # evaluations without a better metric_for_best_model
+
+
+def join_towers(recipe: Recipe) -> tuple[OSSightForConditionalGeneration, OSSightProcessor]:
+    """A new OSSight of two pretrained towers, with the processor that goes with it."""
+    if not (recipe.vision_model and recipe.text_model):
+        raise ValueError("name either `model`, or both `vision_model` and `text_model`")
+    towers = {"vision_model": recipe.vision_model, "text_model": recipe.text_model}
+    towers |= {"vision_revision": recipe.vision_revision, "text_revision": recipe.text_revision}
+    model = OSSightForConditionalGeneration.from_towers(
+        **towers, dtype=recipe.dtype, attn_implementation=recipe.attn_implementation, **recipe.model_config
+    )
+    patches = {"patch_size": model.config.vision_config.patch_size, "pixel_shuffle": model.config.pixel_shuffle}
+    processor = OSSightProcessor.from_towers(**patches, **towers)
+    model.set_image_token(processor.image_token_id)
+    if len(processor.tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(processor.tokenizer))
+    return model, processor
+
+
+def main(recipe: Recipe, args: CaptioningConfig) -> None:
+    # 1. A model, and the processor that speaks its language.
+    set_seed(args.seed)
+    if recipe.model:
+        common = {"revision": recipe.model_revision, "trust_remote_code": recipe.trust_remote_code}
+        processor = AutoProcessor.from_pretrained(recipe.model, **common)
+        model = AutoModelForImageTextToText.from_pretrained(
+            recipe.model, dtype=recipe.dtype, attn_implementation=recipe.attn_implementation, **common
+        )
+    else:
+        model, processor = join_towers(recipe)
+    if isinstance(model, OSSightForConditionalGeneration):
+        model.freeze_towers(recipe.freeze_vision, recipe.freeze_text)
+
+    # 2. Rows to learn from and rows to be judged by.
+    options = {"data_dir": recipe.data_dir, **recipe.dataset_options}
+    with args.main_process_first(desc="preparing the data"):
+        train = load_rows(recipe.dataset, "train", rows="caption", **options)
+        validation = load_rows(recipe.dataset, "validation", rows="image", **options)
+        if recipe.max_length is not None:
+            train = drop_overlong(train, processor, recipe.max_length)
+
+    # 3. Train; every evaluation captions pictures and scores them.
+    trainer = CaptioningTrainer(model, args, processor, train_dataset=train, eval_dataset=validation)
+    if recipe.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
+    resume = get_last_checkpoint(args.output_dir) if args.resume_from_checkpoint and Path(args.output_dir).is_dir() else None
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_log()
+
+    # 4. One folder: weights, code and processor, its scores, and the recipe that made it.
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        folder = Path(args.output_dir)
+        settings = {k: v for k, v in asdict(recipe).items() if v not in (None, {})}
+        write_text(folder / "recipe.yaml", yaml.safe_dump({**settings, **trained_with(args)}, sort_keys=False))
+        test = validation
+        if recipe.test_split:
+            test = load_rows(recipe.dataset, recipe.test_split, rows="image", **options)
+        if recipe.test_examples:
+            test = test.select(range(min(recipe.test_examples, len(test))))
+        protocol = {"dataset": recipe.dataset, "split": recipe.test_split or "validation", "model": args.output_dir}
+        figures = evaluate_captions(
+            trainer.accelerator.unwrap_model(trainer.model), processor, test, args.eval_metrics, folder, protocol,
+            batch_size=args.eval_batch_size, blind_control=recipe.blind_control,
+            max_new_tokens=args.max_new_tokens, num_beams=args.num_beams,
+        )  # fmt: skip
+        print(f"\n{report(figures)}\n\nmodel, scores and pictures: {folder}")
+
+
+def trained_with(args: CaptioningConfig) -> dict:
+    """The training arguments that differ from their defaults: what a reader needs to train the same again."""
+    default = CaptioningConfig(output_dir=args.output_dir).to_dict()
+    ours = args.to_dict()
+    machine = {"use_cpu", "bf16", "fp16", "logging_dir", "local_rank", "resume_from_checkpoint", "disable_tqdm"}
+    return {key: value for key, value in ours.items() if value != default.get(key) and key not in machine} | {
+        "output_dir": args.output_dir
+    }
+
+
+if __name__ == "__main__":
+    main(*TrlParser((Recipe, CaptioningConfig)).parse_args_and_config())

@@ -1,0 +1,103 @@
+"""
+Describe pictures: files, or folders of them.
+
+    python recipes/describe.py --model DIR_OR_HUB_ID photo.jpg folder/ --output captions.jsonl
+    python recipes/describe.py --model DIR_OR_HUB_ID --prompt "What colour is the boat?" photo.jpg
+
+Prints a line a picture, and with --output also writes them as JSON lines {"file", "caption"}, as they are made: a run that is
+stopped loses nothing, and run again it goes on with the pictures that are left. A file that is no picture is named and skipped.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import modeling  # noqa: F401  teaches the Auto classes our models: the working tree wins over code saved with a checkpoint
+import processing  # noqa: F401
+from datasets_scripts.scene_language import PROMPT
+from trainers.captioning_evaluation import generate_captions
+
+
+SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+
+def files(paths: list[Path]) -> Iterator[Path]:
+    """The files named, and every picture in the folders named, in order. Raises FileNotFoundError for a path that is not there."""
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        elif path.exists():
+            yield path
+        else:
+            raise FileNotFoundError(f"{path} is not there")
+
+
+def load(path: Path) -> Image.Image | None:
+    """An upright RGB picture, or None (said on stderr) where the file holds none."""
+    try:
+        with Image.open(path) as picture:
+            return ImageOps.exif_transpose(picture).convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as problem:
+        print(f"skipped {path}: {problem}", file=sys.stderr)
+        return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", nargs="+", type=Path, help="files and folders")
+    parser.add_argument("--model", required=True, help="folder or Hub id")
+    parser.add_argument("--revision", help="of a Hub id: branch, tag or commit")
+    parser.add_argument("--prompt", default=PROMPT)
+    parser.add_argument("--output", type=Path, help="JSON lines to write, or to go on with")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--max_new_tokens", type=int, default=64)
+    parser.add_argument("--num_beams", type=int, default=1)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--trust_remote_code", action="store_true", help="for models that are not ours; pin --revision then")
+    args = parser.parse_args()
+
+    # 1. What is asked for, less what an earlier run has done.
+    done = set()
+    if args.output and args.output.exists():
+        lines = args.output.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]  # a kill can leave half a line
+        done = {json.loads(line)["file"] for line in whole}
+        args.output.write_text("".join(whole), encoding="utf-8")
+    wanted = [path for path in files(args.pictures) if str(path) not in done]
+    if done:
+        print(f"{len(done)} pictures described already, {len(wanted)} to go", file=sys.stderr)
+
+    # 2. The model.
+    common = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=args.dtype, **common).eval().to(device)
+    processor = AutoProcessor.from_pretrained(args.model, **common)
+
+    # 3. Describe, a batch at a time.
+    turns = [{"role": "user", "content": args.prompt}]
+    for start in range(0, len(wanted), args.batch_size):
+        some = [(path, load(path)) for path in wanted[start : start + args.batch_size]]
+        some = [(path, picture) for path, picture in some if picture is not None]
+        if not some:
+            continue
+        rows = [{"prompt": turns, "images": [picture]} for _, picture in some]
+        said = generate_captions(
+            model, processor, rows, args.batch_size, progress=False,
+            max_new_tokens=args.max_new_tokens, num_beams=args.num_beams, do_sample=False,
+        )  # fmt: skip
+        lines = [{"file": str(path), "caption": caption} for (path, _), caption in zip(some, said, strict=True)]
+        for line in lines:
+            print(f"{line['file']}\t{line['caption']}", flush=True)
+        if args.output:
+            with args.output.open("a", encoding="utf-8") as output:
+                output.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

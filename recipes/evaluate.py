@@ -1,0 +1,82 @@
+"""
+Score a captioner. The same model scored twice gives the same files.
+
+    python recipes/evaluate.py --model DIR_OR_HUB_ID --dataset scenes --split test --output DIR
+    python recipes/evaluate.py --model DIR_OR_HUB_ID --dataset pictures --data_dir FOLDER --split validation --output DIR
+
+Writes metrics.json (each figure with its 95 % interval, and the protocol that decides them: data fingerprint, prompt, decoding,
+metric versions, model revision), predictions.jsonl and contact_sheet.png. Works for any HF vision–language model.
+"""
+
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi
+from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
+
+import modeling  # noqa: F401  teaches the Auto classes our models: the working tree wins over code saved with a checkpoint
+import processing  # noqa: F401
+from datasets_scripts import load_rows
+from trainers.captioning_evaluation import evaluate_captions, report
+
+
+@dataclass
+class Arguments:
+    model: str  # folder or Hub id
+    dataset: str  # scenes, pictures (with --data_dir), or a Hub id with canonical columns
+    output: str  # folder to write
+    split: str = "test"
+    revision: str | None = None  # of a Hub id: branch, tag or commit; recorded as a commit
+    data_dir: str | None = None
+    num_examples: int | None = None  # the first so many rows
+    metrics: list[str] | None = field(default=None, metadata={"nargs": "+"})  # default: all that the rows allow
+    batch_size: int = 50
+    max_new_tokens: int = 64
+    num_beams: int = 1
+    blind_control: bool = False  # score once more with the pictures shuffled
+    dtype: str = "float32"
+    trust_remote_code: bool = False  # for models that are not ours; pin --revision then
+
+
+def weights_revision(model: str, revision: str | None) -> str:
+    """What exactly is scored: a Hub id's commit, or a hash of a folder's weights."""
+    if not Path(model).is_dir():
+        return HfApi().model_info(model, revision=revision).sha
+    digest = sha256()
+    for path in sorted(Path(model).glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def main(args: Arguments) -> None:
+    # 1. The model and its processor, pinned.
+    exact = weights_revision(args.model, args.revision)
+    common = {"trust_remote_code": args.trust_remote_code}
+    if not Path(args.model).is_dir():
+        common["revision"] = exact
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=args.dtype, **common).eval().to(device)
+    processor = AutoProcessor.from_pretrained(args.model, **common)
+
+    # 2. The rows to be judged by, one a picture.
+    rows = load_rows(args.dataset, args.split, rows="image", data_dir=args.data_dir)
+    if args.num_examples is not None:
+        rows = rows.select(range(min(args.num_examples, len(rows))))
+    metrics = args.metrics or (["scene_f1"] if args.dataset == "scenes" else []) + ["bleu", "rouge_l", "cider"]
+
+    # 3. Captions, and what they are worth.
+    protocol = {"dataset": args.dataset, "split": args.split, "model": args.model, "revision": exact}
+    figures = evaluate_captions(
+        model, processor, rows, metrics, Path(args.output), protocol,
+        batch_size=args.batch_size, blind_control=args.blind_control,
+        max_new_tokens=args.max_new_tokens, num_beams=args.num_beams,
+    )  # fmt: skip
+
+    # 4. Say so.
+    print(f"\n{report(figures)}\n\nscores, captions and pictures: {args.output}")
+
+
+if __name__ == "__main__":
+    main(*HfArgumentParser(Arguments).parse_args_into_dataclasses())

@@ -1,0 +1,147 @@
+"""
+Pretrain a small image–text dual encoder (SigLIP) on the miniature world, from nothing.
+
+    accelerate launch recipes/pretrain_vision.py --config recipes/miniature/siglip.yaml
+
+Two losses: SigLIP's sigmoid loss between pictures and captions (https://huggingface.co/papers/2303.15343), and the same idea a
+level down, between regions and their phrases (after RegionCLIP, https://huggingface.co/papers/2112.09106): patches under a box,
+averaged, must match their phrase among all phrases of the batch. Without the second, patches of so small a tower say too little
+about *which* object is where.
+
+Every field of `Recipe` and of transformers.TrainingArguments may stand in the YAML; the command line overrides it.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoTokenizer,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+    SiglipProcessor,
+    Trainer,
+    TrainingArguments,
+)
+from trl import TrlParser
+
+from datasets_scripts.scenes import Scenes
+from trainers.run_folder import write_json
+
+
+@dataclass
+class Recipe:
+    tokenizer: str  # folder or Hub id of the text tower's tokenizer
+    vision_config: dict = field(default_factory=dict)
+    text_config: dict = field(default_factory=dict)
+    region_weight: float = 1.0  # of the region loss beside the picture loss
+    num_scenes: int = 1_000_000  # drawn as they are needed
+    num_eval: int = 1_000  # distinct scenes of `test`, for retrieval
+
+
+def patch_weights(boxes: Tensor, side: int, image_size: int) -> Tensor:
+    """The share of each box that lies on each patch: boxes (n, 4) pixels x0 y0 x1 y1 -> (n, side * side), rows sum to 1."""
+    size = image_size / side
+    start = torch.arange(side, device=boxes.device) * size
+
+    def overlap(low: Tensor, high: Tensor) -> Tensor:
+        return (torch.minimum(high[:, None], start + size) - torch.maximum(low[:, None], start)).clamp(min=0)
+
+    across, down = overlap(boxes[:, 0], boxes[:, 2]), overlap(boxes[:, 1], boxes[:, 3])
+    weights = (down[:, :, None] * across[:, None, :]).flatten(1)
+    return weights / weights.sum(1, keepdim=True)
+
+
+class RegionText(nn.Module):
+    """SigLIP, and a projection of regions that is thrown away after pretraining."""
+
+    def __init__(self, model: SiglipModel, region_weight: float):
+        super().__init__()
+        self.siglip = model
+        vision = model.config.vision_config
+        self.region_proj = nn.Linear(vision.hidden_size, model.config.text_config.hidden_size)
+        self.side, self.image_size = vision.image_size // vision.patch_size, vision.image_size
+        self.region_weight = region_weight
+
+    def forward(self, input_ids, pixel_values, boxes, box_rows, phrase_ids, box_phrases) -> dict[str, Tensor]:
+        """boxes (n, 4) stand in pictures box_rows (n,) and are described by phrase_ids[box_phrases]."""
+        outputs = self.siglip(input_ids=input_ids, pixel_values=pixel_values, return_loss=True)
+        patches = outputs.vision_model_output.last_hidden_state[box_rows]
+        regions = (patch_weights(boxes, self.side, self.image_size).unsqueeze(1) @ patches).squeeze(1)
+        phrases = self.siglip.get_text_features(input_ids=phrase_ids).pooler_output
+        similarity = F.normalize(self.region_proj(regions), dim=-1) @ F.normalize(phrases, dim=-1).T
+        region_loss = F.cross_entropy(similarity * 20, box_phrases)
+        return {"loss": outputs.loss + self.region_weight * region_loss, "region_loss": region_loss}
+
+
+def collate(rows: list[dict], processor: SiglipProcessor) -> dict[str, Tensor]:
+    phrases = sorted({region["phrase"] for row in rows for region in row["regions"]})
+    where = [(i, region) for i, row in enumerate(rows) for region in row["regions"]]
+    length = processor.tokenizer.model_max_length
+    texts = [row["completion"][0]["content"] for row in rows]
+    batch = processor(
+        images=[row["images"][0] for row in rows], text=texts, padding="max_length", max_length=length, return_tensors="pt"
+    )
+    return {
+        "input_ids": batch["input_ids"],
+        "pixel_values": batch["pixel_values"],
+        "boxes": torch.tensor([region["box"] for _, region in where]),
+        "box_rows": torch.tensor([i for i, _ in where]),
+        "phrase_ids": processor.tokenizer(phrases, padding="max_length", max_length=8, return_tensors="pt")["input_ids"],
+        "box_phrases": torch.tensor([phrases.index(region["phrase"]) for _, region in where]),
+    }
+
+
+@torch.no_grad()
+def recall_at_1(model: SiglipModel, processor: SiglipProcessor, rows) -> tuple[float, float]:
+    """Text-to-image and image-to-text R@1 among `rows`, whose captions name every object with its place."""
+    images = [row["images"][0] for row in rows]
+    pixels = processor(images=images, return_tensors="pt")["pixel_values"]
+    length = processor.tokenizer.model_max_length
+    texts = [row["references"][4] for row in rows]
+    ids = processor(text=texts, padding="max_length", max_length=length, return_tensors="pt")["input_ids"]
+    seen = F.normalize(model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
+    read = F.normalize(model.get_text_features(input_ids=ids).pooler_output, dim=-1)
+    right = torch.arange(len(images))
+    similarity = read @ seen.T
+    return (similarity.argmax(1) == right).float().mean().item(), (similarity.argmax(0) == right).float().mean().item()
+
+
+def main(recipe: Recipe, args: TrainingArguments) -> None:
+    # 1. Scenes with captions and boxes, drawn as they are needed.
+    train = Scenes(config_name="captions", num_train=recipe.num_scenes).as_streaming_dataset("train")
+    held_out = Scenes(config_name="captions", num_eval=recipe.num_eval, distinct=True).as_streaming_dataset("test")
+
+    # 2. A model that knows nothing yet, and its processor.
+    tokenizer = AutoTokenizer.from_pretrained(recipe.tokenizer)
+    tokenizer.chat_template, tokenizer.model_max_length = None, recipe.text_config["max_position_embeddings"]
+    size = {"height": recipe.vision_config["image_size"], "width": recipe.vision_config["image_size"]}
+    processor = SiglipProcessor(SiglipImageProcessor(size=size), tokenizer)
+    torch.manual_seed(args.seed)
+    text = {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+    text |= {"pad_token_id": tokenizer.pad_token_id, **recipe.text_config}
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config=recipe.vision_config))
+
+    # 3. Pull each picture to its caption, each region to its phrase.
+    trainer = Trainer(
+        RegionText(model, recipe.region_weight), args, train_dataset=train, data_collator=lambda rows: collate(rows, processor)
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+
+    # 4. Half precision is what is kept, so half precision is what is measured.
+    model.load_state_dict({name: weight.half().float() for name, weight in model.state_dict().items()})
+    text_to_image, image_to_text = recall_at_1(model.eval(), processor, list(held_out))
+    if trainer.is_world_process_zero():
+        model.half().save_pretrained(args.output_dir)
+        processor.save_pretrained(args.output_dir)
+        figures = {"text_to_image_r1": text_to_image, "image_to_text_r1": image_to_text}
+        figures = {name: {"value": round(value, 4), "n": recipe.num_eval} for name, value in figures.items()}
+        write_json(Path(args.output_dir) / "metrics.json", {**figures, "protocol": {"dataset": "scenes", "split": "test, distinct"}})
+        print(f"R@1 of {recipe.num_eval} distinct test scenes: text to image {text_to_image:.3f}, image to text {image_to_text:.3f}")
+
+
+if __name__ == "__main__":
+    main(*TrlParser((Recipe, TrainingArguments)).parse_args_and_config())

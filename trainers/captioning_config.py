@@ -1,0 +1,22 @@
+"""Arguments of CaptioningTrainer: transformers' TrainingArguments and how captions are generated and scored while training."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class CaptioningConfig(TrainingArguments):
+    eval_metrics: list[str] = field(
+        default_factory=lambda: ["bleu", "rouge_l", "cider"],
+        metadata={"help": "Folders under metrics/ to score with at each evaluation."},
+    )
+    eval_examples: int | None = field(
+        default=None, metadata={"help": "Caption at most this many rows at each evaluation; None: all."}
+    )
+    eval_batch_size: int = field(default=50, metadata={"help": "Pictures captioned at a time, on each process."})
+    max_new_tokens: int = field(default=64, metadata={"help": "Longest caption, in tokens."})
+    num_beams: int = field(default=1, metadata={"help": "Beams; 1 is greedy."})
+    # Trainer's defaults, changed: what a captioner needs is in columns that Trainer would drop
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Keep images, references and the rest."})
+    report_to: str | list[str] = field(default="none", metadata={"help": "Where to log: none, wandb, tensorboard, …"})

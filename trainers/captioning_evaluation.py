@@ -1,0 +1,152 @@
+"""
+Captions generated, then scored. For any HF vision–language model; used while training, at its end, and by recipes/evaluate.py.
+
+    rows -> generate_captions -> predictions -> score -> {name: {"value", "ci95", "n"}} -> metrics.json
+
+Unusual: `scene_f1` is scored against the scene's truth (the phrases of a row's `regions`), everything else against `references`.
+The blind control gives every row the *next* row's pictures: what is left of a score is what the language model guesses unseen.
+"""
+
+import json
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from trainers.captioning_data import prompt_text
+from trainers.pictures import contact_sheet
+from trainers.run_folder import write_json, write_jsonl
+
+
+METRICS = Path(__file__).parents[1] / "metrics"
+SHEET = 24  # pictures on a contact sheet
+
+
+@torch.no_grad()
+def generate_captions(
+    model: Any, processor: Any, rows: Dataset, batch_size: int = 50, blind: bool = False, progress: bool = True, **generation
+) -> list[str]:
+    """One caption a row; `blind` shows it the next row's pictures instead. Further keywords go to `model.generate`."""
+    training = model.training
+    model.eval()
+    tokenizer = processor.tokenizer
+    captions: list[str] = []
+    label = "captioning blind" if blind else "captioning"
+    for start in tqdm(range(0, len(rows), batch_size), desc=label, disable=not progress, leave=False):
+        here = range(start, min(start + batch_size, len(rows)))
+        batch = [rows[i] for i in here]
+        if blind:
+            batch = [row | {"images": rows[(i + 1) % len(rows)]["images"]} for i, row in zip(here, batch, strict=True)]
+        pictures = [row["images"] for row in batch]
+        inputs = processor(
+            images=pictures if any(pictures) else None,
+            text=[prompt_text(processor, row) for row in batch],
+            padding=True,
+            padding_side="left",
+            add_special_tokens=False,
+            return_tensors="pt",
+        ).to(model.device)
+        tokens = model.generate(**inputs, pad_token_id=tokenizer.pad_token_id, **generation)
+        said = tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        captions += [text.strip() for text in said]
+    model.train(training)
+    return captions
+
+
+def score(metrics: list[str], predictions: list[str], rows: Dataset) -> dict[str, dict]:
+    """
+    Every figure of every metric (folders under metrics/): {"cider": {"value": x, "ci95": [lo, hi], "n": pictures}, ...}.
+
+    Raises ValueError for a metric there is no folder of, and for `scene_f1` on rows that know no truth.
+    """
+    import evaluate  # heavy, and not needed to train
+
+    figures = {}
+    for name in metrics:
+        if not (METRICS / name).is_dir():
+            there = ", ".join(sorted(path.name for path in METRICS.iterdir() if path.is_dir()))
+            raise ValueError(f"there is no metric {name!r}; there are {there}")
+        if name == "scene_f1":
+            references = [[region["phrase"] for region in regions] for regions in rows["regions"]]
+            if not all(references):
+                raise ValueError("scene_f1 compares with a scene's regions, and some rows have none; leave it out")
+        else:
+            references = list(rows["references"])
+        module = evaluate.load(str(METRICS / name), keep_in_memory=True)
+        result = module.compute(predictions=predictions, references=references)
+        for key, value in result.items():
+            if not key.endswith("_ci95"):
+                ci95 = [round(end, 6) for end in result[f"{key}_ci95"]]
+                figures[key] = {"value": round(value, 6), "ci95": ci95, "n": len(predictions)}
+    return figures
+
+
+def dataset_fingerprint(rows: Dataset) -> str:
+    """A hash of what was asked of which pictures and what was held to be right; changes with any of them."""
+    digest = sha256()
+    for column in ("image_id", "prompt", "references"):
+        digest.update(json.dumps(list(rows[column]), ensure_ascii=False).encode())
+    return digest.hexdigest()[:16]
+
+
+def evaluate_captions(
+    model: Any,
+    processor: Any,
+    rows: Dataset,
+    metrics: list[str],
+    output_dir: Path,
+    protocol: dict,
+    batch_size: int = 50,
+    blind_control: bool = False,
+    **generation,
+) -> dict:
+    """
+    Caption and score `rows`; write metrics.json (with `protocol`, and what decides the numbers), predictions.jsonl and
+    contact_sheet.png. `blind_control` adds blind_scene_f1 or, without scenes, blind_cider.
+    """
+    generation = {"do_sample": False, "max_new_tokens": 64} | generation
+    predictions = generate_captions(model, processor, rows, batch_size, **generation)
+    figures = score(metrics, predictions, rows)
+    if blind_control:
+        name = "scene_f1" if "scene_f1" in metrics else "cider"
+        unseen = generate_captions(model, processor, rows, batch_size, blind=True, **generation)
+        figures[f"blind_{name}"] = score([name], unseen, rows)[name]
+    versions = {name: sha256((METRICS / name / f"{name}.py").read_bytes()).hexdigest()[:12] for name in metrics}
+    protocol = {
+        **protocol,
+        "fingerprint": dataset_fingerprint(rows),
+        "num_examples": len(rows),
+        "prompt": prompt_text(processor, rows[0]),
+        "generation": generation,
+        "batch_size": batch_size,
+        "dtype": str(model.dtype),
+        "metric_versions": versions,
+    }
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(output_dir / "metrics.json", {**figures, "protocol": protocol})
+    write_jsonl(
+        output_dir / "predictions.jsonl",
+        (
+            {"image_id": image_id, "prediction": said, "references": right}
+            for image_id, said, right in zip(rows["image_id"], predictions, rows["references"], strict=True)
+        ),
+    )
+    sheet(rows, predictions, output_dir / "contact_sheet.png")
+    return figures
+
+
+def sheet(rows: Dataset, predictions: list[str], path: Path) -> None:
+    """The first pictures with what was said and what is right under each."""
+    some = [rows[i] for i in range(min(SHEET, len(rows))) if rows[i]["images"]]
+    lines = [[("predicted", said), ("reference", row["references"][0])] for row, said in zip(some, predictions, strict=False)]
+    if some:
+        contact_sheet([row["images"][0] for row in some], lines, path)
+
+
+def report(figures: dict) -> str:
+    """The figures as a Markdown table, as the READMEs hold them."""
+    rows = [f"| {k} | {v['value']:.4f} | {v['ci95'][0]:.4f} – {v['ci95'][1]:.4f} | {v['n']} |" for k, v in figures.items()]
+    return "\n".join(["| metric | value | 95 % interval | n |", "|---|---|---|---|", *rows])
