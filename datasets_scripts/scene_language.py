@@ -7,7 +7,8 @@ places, relations) and in a few synonyms (little, big).
 
     Scene -> captions(scene): list of five str
           -> questions(scene): list of {question, answer, kind}     kinds: existence, colour, count, position
-          -> preferences(scene): list of {chosen, rejected, flaw}   flaws: invented_object, wrong_attribute, wrong_relation, broken_grammar
+          -> preferences(scene): list of {chosen, rejected, flaw}   flaws: invented_object, wrong_attribute,
+                                                                     wrong_relation, broken_grammar
           -> notes(scene, rng): str, rough notes that hold the same facts; what a language model reads in place of a picture
 """
 
@@ -16,8 +17,6 @@ from random import Random
 
 from datasets_scripts.scene_description import COLOURS, SHAPES, SIZES, Scene, SceneObject
 
-
-PROMPT = "Describe the picture."
 
 ON = {
     "meadow": "in a meadow", "beach": "on a beach", "sea": "on the sea", "snow": "in the snow", "night": "in the night sky",
@@ -131,7 +130,12 @@ def preferences(scene: Scene) -> list[dict[str, str]]:
     pairs.append(("wrong_attribute", chosen, f"{_grouped((*things[:i], changed, *things[i + 1 :]))} {on}."))
 
     if len(things) > 1 and things[0].triple != things[1].triple:
-        opposite = {"above": "below", "below": "above", "to the left of": "to the right of", "to the right of": "to the left of"}
+        opposite = {
+            "above": "below",
+            "below": "above",
+            "to the left of": "to the right of",
+            "to the right of": "to the left of",
+        }
         wrong = opposite[relation(things[0], things[1])]
         pairs.append(("wrong_relation", f"{related(scene)}.", f"{related(scene, wrong)}."))
 

@@ -24,10 +24,10 @@ from random import Random
 
 import datasets
 
-from datasets_scripts.canonical import CAPTION_FEATURES
+from datasets_scripts.canonical import CAPTION_FEATURES, PROMPT
 from datasets_scripts.scene_description import SPLITS, Scene, describe
 from datasets_scripts.scene_drawing import draw, png
-from datasets_scripts.scene_language import PROMPT, captions, notes, preferences, questions
+from datasets_scripts.scene_language import captions, notes, preferences, questions
 
 
 TASKS = ("captions", "questions", "preferences", "alignment", "reading")
@@ -64,7 +64,9 @@ def scenes(seed: int, split: str, count: int, distinct: bool = False) -> Iterato
         if distinct:
             if scene.truth in seen:
                 if index > 10 * count + 1000:
-                    raise ValueError(f"only {given} distinct scenes among the first {index} of {split!r}; asked for {count}")
+                    raise ValueError(
+                        f"only {given} distinct scenes among the first {index} of {split!r}; asked for {count}"
+                    )
                 continue
             seen.add(scene.truth)
         given += 1
@@ -82,7 +84,12 @@ class Scenes(datasets.GeneratorBasedBuilder):
         elif self.config.name == "reading":
             columns = {"prompt": _TURNS, "completion": _TURNS}
         elif self.config.name == "preferences":
-            columns = {"images": datasets.List(datasets.Image()), "prompt": _TURNS, "chosen": _TURNS, "rejected": _TURNS}
+            columns = {
+                "images": datasets.List(datasets.Image()),
+                "prompt": _TURNS,
+                "chosen": _TURNS,
+                "rejected": _TURNS,
+            }
             columns |= {"flaw": datasets.Value("string"), "image_id": datasets.Value("string"), **_EXTRA}
         else:
             columns = {**CAPTION_FEATURES, **_EXTRA}
@@ -91,7 +98,11 @@ class Scenes(datasets.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
         return [
             datasets.SplitGenerator(
-                split, gen_kwargs={"split": split, "count": self.config.num_train if split == "train" else self.config.num_eval}
+                split,
+                gen_kwargs={
+                    "split": split,
+                    "count": self.config.num_train if split == "train" else self.config.num_eval,
+                },
             )
             for split in SPLITS
         ]
@@ -108,7 +119,10 @@ class Scenes(datasets.GeneratorBasedBuilder):
             regions = [{"box": o.box(config.image_size), "phrase": o.phrase} for o in scene.objects]
             if config.name == "captions":
                 said = captions(scene)
-                yield scene.image_id, {**common, **_turns(PROMPT, said[row % 5]), "references": said, "regions": regions}
+                yield (
+                    scene.image_id,
+                    {**common, **_turns(PROMPT, said[row % 5]), "references": said, "regions": regions},
+                )
             elif config.name == "questions":
                 for asked in questions(scene):
                     answer = asked["answer"]

@@ -23,7 +23,9 @@ class OSSightConfig(PreTrainedConfig):
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     image_token_id: int = 151655  # Qwen2.5's <|image_pad|>
-    vision_feature_layer: int = -1  # which hidden states of the vision tower are patches; -1: the last, after its final norm
+    vision_feature_layer: int = (
+        -1
+    )  # which hidden states of the vision tower are patches; -1: the last, after its final norm
     pixel_shuffle: int = 1  # this many patches a side become one image token; 2 makes a quarter of the tokens
     adapter_hidden_size: int | None = None  # width of the adapter's middle; None: the language model's
     fusion: str = "cross_attention"  # "cross_attention", or "none" for image tokens alone
@@ -36,7 +38,9 @@ class OSSightConfig(PreTrainedConfig):
         if self.fusion not in ("cross_attention", "none"):
             raise ValueError(f'fusion must be "cross_attention" or "none", not {self.fusion!r}')
         if getattr(self.vision_config, "patch_size", None) is None:
-            raise ValueError(f"a {self.vision_config.model_type!r} yields no patch tokens: its config has no patch_size")
+            raise ValueError(
+                f"a {self.vision_config.model_type!r} yields no patch tokens: its config has no patch_size"
+            )
         for name in _HEAD_SETTINGS:
             if getattr(self.text_config, name, None) not in (None, 1, 1.0):
                 raise ValueError(

@@ -44,7 +44,9 @@ class GatedCrossAttention(Float32Module):
                 projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
                 for projected in (self.q_proj(self.text_norm(text.float())), self.k_proj(seen), self.v_proj(seen))
             )
-            blind = ~mask.any(-1, keepdim=True)  # softmax over nothing is NaN: let the blind look anywhere, then drop it
+            blind = ~mask.any(
+                -1, keepdim=True
+            )  # softmax over nothing is NaN: let the blind look anywhere, then drop it
             attended = nn.functional.scaled_dot_product_attention(query, key, value, (mask | blind).unsqueeze(1))
             update = self.o_proj(attended.transpose(1, 2).flatten(2))
             return (self.gate.tanh() * update).masked_fill(blind, 0.0)

@@ -35,7 +35,9 @@ class OSSightModelOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     image_hidden_states: Tensor | None = None  # (all image tokens, d_t), adapted, float32
-    visual_states: Tensor | None = None  # (b, v, d_t) the image tokens of each row, padded; what `generate` carries along
+    visual_states: Tensor | None = (
+        None  # (b, v, d_t) the image tokens of each row, padded; what `generate` carries along
+    )
     visual_mask: Tensor | None = None  # (b, v) bool, False where padded
 
 
@@ -117,7 +119,9 @@ class OSSightModel(OSSightPreTrainedModel):
             patches = pixel_shuffle(patches, rows, columns, factor)
             counts = [patches.shape[1]] * len(patches)
         elif self.config.pixel_shuffle > 1:
-            raise ValueError("pixel_shuffle needs pictures of one shape; pictures that keep theirs want pixel_shuffle=1")
+            raise ValueError(
+                "pixel_shuffle needs pictures of one shape; pictures that keep theirs want pixel_shuffle=1"
+            )
         else:
             counts = spatial_shapes.prod(-1).tolist()
         adapted = self.adapter(patches)
@@ -221,7 +225,9 @@ def alignment_loss(visual_states: Tensor, visual_mask: Tensor, words: Tensor, la
         return (states.float() * mask).sum(1) / mask.sum(1).clamp(min=1)
 
     with torch.autocast(words.device.type, enabled=False):
-        cosine = nn.functional.cosine_similarity(mean(visual_states, visual_mask), mean(words.detach(), labelled), dim=-1)
+        cosine = nn.functional.cosine_similarity(
+            mean(visual_states, visual_mask), mean(words.detach(), labelled), dim=-1
+        )
         return (1 - cosine) * (visual_mask.any(1) & labelled.any(1))
 
 
@@ -284,7 +290,9 @@ class OSSightForConditionalGeneration(OSSightPreTrainedModel, GenerationMixin):
             probe = torch.arange(8, device=writer.device)[None] % joined.text_config.vocab_size
             apart = (model.eval()(probe).logits - writer.eval()(probe).logits).abs().max().item()
         if apart > 1e-3:
-            raise ValueError(f"{text_model} computes its logits in a way OSSight cannot keep: they differ by {apart:.3g}")
+            raise ValueError(
+                f"{text_model} computes its logits in a way OSSight cannot keep: they differ by {apart:.3g}"
+            )
         return model
 
     def freeze_towers(self, vision: bool = True, text: bool = True) -> None:

@@ -75,7 +75,9 @@ class OSSightProcessor(ProcessorMixin):
         image_token = next((token for token in ("<image>", "<|image_pad|>") if token in known), None)
         if image_token is None:
             image_token = "<image>"
-            tokenizer.add_special_tokens({"additional_special_tokens": [image_token]}, replace_extra_special_tokens=False)
+            tokenizer.add_special_tokens(
+                {"additional_special_tokens": [image_token]}, replace_extra_special_tokens=False
+            )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         template = FLATTEN.replace("IMAGE_TOKEN", image_token) + (tokenizer.chat_template or PLAIN)

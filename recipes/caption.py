@@ -40,7 +40,9 @@ class Recipe:
     attn_implementation: str | None = None
     freeze_vision: bool = True
     freeze_text: bool = True
-    model_config: dict = field(default_factory=dict)  # OSSightConfig's own fields: fusion, alpha_align, adapter_hidden_size, …
+    model_config: dict = field(
+        default_factory=dict
+    )  # OSSightConfig's own fields: fusion, alpha_align, adapter_hidden_size, …
 
     # The data: canonical rows
     dataset: str = "pictures"  # scenes, pictures (a folder of one's own, or COCO's layout), or a Hub id
@@ -98,7 +100,9 @@ def main(recipe: Recipe, args: CaptioningConfig) -> None:
     trainer = CaptioningTrainer(model, args, processor, train_dataset=train, eval_dataset=validation)
     if recipe.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
-    resume = get_last_checkpoint(args.output_dir) if args.resume_from_checkpoint and Path(args.output_dir).is_dir() else None
+    resume = (
+        get_last_checkpoint(args.output_dir) if args.resume_from_checkpoint and Path(args.output_dir).is_dir() else None
+    )
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_log()
 
@@ -107,7 +111,8 @@ def main(recipe: Recipe, args: CaptioningConfig) -> None:
     if trainer.is_world_process_zero():
         folder = Path(args.output_dir)
         settings = {k: v for k, v in asdict(recipe).items() if v not in (None, {})}
-        write_text(folder / "recipe.yaml", yaml.safe_dump({**settings, **trained_with(args)}, sort_keys=False))
+        head = "# accelerate launch recipes/caption.py --config recipe.yaml\n"
+        write_text(folder / "recipe.yaml", head + yaml.safe_dump({**settings, **trained_with(args)}, sort_keys=False))
         test = validation
         if recipe.test_split:
             test = load_rows(recipe.dataset, recipe.test_split, rows="image", **options)

@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import modeling  # noqa: F401  teaches the Auto classes our models: the working tree wins over code saved with a checkpoint
 import processing  # noqa: F401
-from datasets_scripts.scene_language import PROMPT
+from datasets_scripts.canonical import PROMPT
 from trainers.captioning_evaluation import generate_captions
 
 
@@ -59,7 +59,9 @@ def main() -> None:
     parser.add_argument("--max_new_tokens", type=int, default=64)
     parser.add_argument("--num_beams", type=int, default=1)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--trust_remote_code", action="store_true", help="for models that are not ours; pin --revision then")
+    parser.add_argument(
+        "--trust_remote_code", action="store_true", help="for models that are not ours; pin --revision then"
+    )
     args = parser.parse_args()
 
     # 1. What is asked for, less what an earlier run has done.

@@ -91,7 +91,10 @@ def main(recipe: Recipe, args: SFTConfig) -> None:
     if trainer.is_world_process_zero():
         model.half().save_pretrained(args.output_dir)
         figures = {"perplexity": {"value": round(math.exp(loss), 4), "n": len(held_out)}}
-        write_json(Path(args.output_dir) / "metrics.json", {**figures, "protocol": {"dataset": "scenes/reading", "split": "validation"}})
+        write_json(
+            Path(args.output_dir) / "metrics.json",
+            {**figures, "protocol": {"dataset": "scenes/reading", "split": "validation"}},
+        )
         print(f"perplexity of {len(held_out)} held-out captions and answers: {math.exp(loss):.3f}")
 
 

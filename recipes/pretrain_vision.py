@@ -11,6 +11,7 @@ about *which* object is where.
 Every field of `Recipe` and of transformers.TrainingArguments may stand in the YAML; the command line overrides it.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,14 +84,20 @@ def collate(rows: list[dict], processor: SiglipProcessor) -> dict[str, Tensor]:
     length = processor.tokenizer.model_max_length
     texts = [row["completion"][0]["content"] for row in rows]
     batch = processor(
-        images=[row["images"][0] for row in rows], text=texts, padding="max_length", max_length=length, return_tensors="pt"
+        images=[row["images"][0] for row in rows],
+        text=texts,
+        padding="max_length",
+        max_length=length,
+        return_tensors="pt",
     )
     return {
         "input_ids": batch["input_ids"],
         "pixel_values": batch["pixel_values"],
         "boxes": torch.tensor([region["box"] for _, region in where]),
         "box_rows": torch.tensor([i for i, _ in where]),
-        "phrase_ids": processor.tokenizer(phrases, padding="max_length", max_length=8, return_tensors="pt")["input_ids"],
+        "phrase_ids": processor.tokenizer(phrases, padding="max_length", max_length=8, return_tensors="pt")[
+            "input_ids"
+        ],
         "box_phrases": torch.tensor([phrases.index(region["phrase"]) for _, region in where]),
     }
 
@@ -124,10 +131,16 @@ def main(recipe: Recipe, args: TrainingArguments) -> None:
     text = {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
     text |= {"pad_token_id": tokenizer.pad_token_id, **recipe.text_config}
     model = SiglipModel(SiglipConfig(text_config=text, vision_config=recipe.vision_config))
+    with torch.no_grad():  # as the paper starts them: nearly every pair is a negative, and the bias says so
+        model.logit_scale.fill_(math.log(10))
+        model.logit_bias.fill_(-10)
 
     # 3. Pull each picture to its caption, each region to its phrase.
     trainer = Trainer(
-        RegionText(model, recipe.region_weight), args, train_dataset=train, data_collator=lambda rows: collate(rows, processor)
+        RegionText(model, recipe.region_weight),
+        args,
+        train_dataset=train,
+        data_collator=lambda rows: collate(rows, processor),
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 
@@ -139,8 +152,13 @@ def main(recipe: Recipe, args: TrainingArguments) -> None:
         processor.save_pretrained(args.output_dir)
         figures = {"text_to_image_r1": text_to_image, "image_to_text_r1": image_to_text}
         figures = {name: {"value": round(value, 4), "n": recipe.num_eval} for name, value in figures.items()}
-        write_json(Path(args.output_dir) / "metrics.json", {**figures, "protocol": {"dataset": "scenes", "split": "test, distinct"}})
-        print(f"R@1 of {recipe.num_eval} distinct test scenes: text to image {text_to_image:.3f}, image to text {image_to_text:.3f}")
+        write_json(
+            Path(args.output_dir) / "metrics.json",
+            {**figures, "protocol": {"dataset": "scenes", "split": "test, distinct"}},
+        )
+        print(
+            f"R@1 of {recipe.num_eval} distinct test scenes: text to image {text_to_image:.3f}, image to text {image_to_text:.3f}"
+        )
 
 
 if __name__ == "__main__":

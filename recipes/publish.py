@@ -9,28 +9,20 @@ this repository loads that very commit into an empty cache and has to arrive at 
 """
 
 import ast
-import inspect
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import torch
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from safetensors.torch import load_file
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from transformers import HfArgumentParser
 from transformers.dynamic_module_utils import get_relative_imports
 
 from trainers.model_card import write_card
+from trainers.stranger import OURS, ask, ask_as_a_stranger, compare
 
 
-ROOT = Path(__file__).parents[1]
-OURS = sorted({path.parent.name for path in ROOT.glob("*/*.py")})  # what a stranger cannot import
 TRAVELS = (  # top level only: checkpoint-*/ and caches stay at home
     *("model*.safetensors", "model.safetensors.index.json", "*config.json", "*.py"),
     *("tokenizer.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
@@ -157,58 +149,6 @@ def check_code(folder: Path) -> None:
                 relative = getattr(node, "level", 0)
                 if (relative and (relative > 1 or not module)) or (not relative and module.split(".")[0] in OURS):
                     raise ValueError(f"{folder / name}, line {node.lineno}: only `from .name import X` is found there.")
-
-
-def ask(source: str, revision: str = "main") -> dict[str, torch.Tensor]:
-    """
-    What a model reads and answers when it is asked a fixed question about a fixed image.
-
-    A stranger runs this very text, so it imports what it uses; only torch has to be there already.
-    """
-    from PIL import Image
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(source, revision=revision, trust_remote_code=True)
-    model = AutoModelForImageTextToText.from_pretrained(source, revision=revision, trust_remote_code=True)
-    shades = [Image.linear_gradient("L"), Image.radial_gradient("L"), Image.linear_gradient("L").rotate(90)]
-    content = [{"type": "image", "image": Image.merge("RGB", shades)}, {"type": "text", "text": "What is this?"}]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    ).to(model.device, model.dtype)
-    with torch.inference_mode():
-        return {"input_ids": inputs["input_ids"].cpu(), "logits": model(**inputs).logits.cpu().clone()}
-
-
-def ask_as_a_stranger(repo_id: str, revision: str) -> dict[str, torch.Tensor]:
-    """`ask` in a fresh interpreter: an empty cache, nothing of this repository. Raises RuntimeError where it fails."""
-    with TemporaryDirectory() as home:
-        program = (
-            f"import sys\nsys.modules.update(dict.fromkeys({OURS}))\n"  # None there: importing it raises
-            f"import torch\nfrom safetensors.torch import save_file\n{inspect.getsource(ask)}\n"
-            "save_file(ask(*sys.argv[1:3]), sys.argv[3])\n"
-        )
-        caches = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_MODULES_CACHE", "HF_XET_CACHE", "TRANSFORMERS_CACHE")
-        environment = {key: value for key, value in os.environ.items() if key not in caches}
-        environment |= {"HF_HOME": home, "HF_TOKEN": get_token() or ""}  # the token's file lies in the home we leave
-        command = [sys.executable, "-c", program, repo_id, revision, f"{home}/answer.safetensors"]
-        run = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True)
-        if run.returncode:
-            raise RuntimeError(f"{repo_id}@{revision} does not load for a stranger:\n{run.stderr[-3000:]}")
-        return load_file(f"{home}/answer.safetensors")
-
-
-def compare(local: dict[str, torch.Tensor], published: dict[str, torch.Tensor], name: str) -> None:
-    """Raises RuntimeError, naming the commit and the largest difference. The tolerance is torch's own for the dtype."""
-    for key in ("input_ids", "logits"):
-        try:
-            torch.testing.assert_close(published[key], local[key])
-        except AssertionError as difference:
-            message = f"{name} is published, but its {key} are not those of the local folder: {difference}"
-            raise RuntimeError(message) from None
 
 
 if __name__ == "__main__":

@@ -21,10 +21,18 @@ from processing.processing_ossight import FLATTEN, PLAIN
 
 
 ROOT = Path(__file__).parents[1]
-WORDS = "<pad> </s> <unk> <image> USER: ASSISTANT: what colour is it red blue green a b c d e f g ? Describe the picture."
+WORDS = (
+    "<pad> </s> <unk> <image> USER: ASSISTANT: what colour is it red blue green a b c d e f g ? Describe the picture."
+)
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 VISION = {
-    "siglip": {"model_type": "siglip_vision_model", "image_size": 16, "patch_size": 4, "vision_use_head": False, **SMALL},
+    "siglip": {
+        "model_type": "siglip_vision_model",
+        "image_size": 16,
+        "patch_size": 4,
+        "vision_use_head": False,
+        **SMALL,
+    },
     "clip": {"model_type": "clip_vision_model", "image_size": 16, "patch_size": 4, **SMALL},
     "dinov2": {"model_type": "dinov2", "image_size": 16, "patch_size": 4, **SMALL},
     "vit": {"model_type": "vit", "image_size": 16, "patch_size": 4, **SMALL},
@@ -58,7 +66,11 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", additional_special_tokens=["<image>"]
+        tokenizer_object=core,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=["<image>"],
     )
 
 

@@ -197,7 +197,9 @@ class ModelContract:
         processor.save_pretrained(tmp_path)
         text, images = [f"a {processor.image_token} is it red"], [picture(3)]
         inputs = processor(text=text, images=images, return_tensors="pt")
-        torch.save({"text": text, "images": picture_list(images), "logits": model(**inputs).logits}, tmp_path / "expected.pt")
+        torch.save(
+            {"text": text, "images": picture_list(images), "logits": model(**inputs).logits}, tmp_path / "expected.pt"
+        )
         auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
         assert {"AutoConfig", "AutoModel", "AutoModelForImageTextToText"} <= auto_map.keys()
         environment = {**os.environ, "HF_HOME": str(tmp_path / "empty"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}

@@ -19,4 +19,3 @@ class CaptioningConfig(TrainingArguments):
     num_beams: int = field(default=1, metadata={"help": "Beams; 1 is greedy."})
     # Trainer's defaults, changed: what a captioner needs is in columns that Trainer would drop
     remove_unused_columns: bool = field(default=False, metadata={"help": "Keep images, references and the rest."})
-    report_to: str | list[str] = field(default="none", metadata={"help": "Where to log: none, wandb, tensorboard, …"})

@@ -16,12 +16,15 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
+
 def with_pictures(messages: list[dict], num_images: int) -> list[dict]:
     """
     Put a picture part before the text of the first user message for each image, unless the messages already place them.
     Raises ValueError if they place another number than there are.
     """
-    placed = sum(part["type"] == "image" for m in messages if not isinstance(m["content"], str) for part in m["content"])
+    placed = sum(
+        part["type"] == "image" for m in messages if not isinstance(m["content"], str) for part in m["content"]
+    )
     if placed == num_images:
         missing = 0
     elif placed == 0:
@@ -86,7 +89,9 @@ class CaptioningCollator:
         width = max(len(p) + len(c) for p, c in zip(read, said, strict=True))
         pad = tokenizer.pad_token_id
         batch = {key: torch.as_tensor(_stacked(value)) for key, value in prompts.items()}
-        batch["input_ids"] = torch.tensor([p + c + [pad] * (width - len(p) - len(c)) for p, c in zip(read, said, strict=True)])
+        batch["input_ids"] = torch.tensor(
+            [p + c + [pad] * (width - len(p) - len(c)) for p, c in zip(read, said, strict=True)]
+        )
         lengths = torch.tensor([len(p) + len(c) for p, c in zip(read, said, strict=True)])[:, None]
         starts = torch.tensor([len(p) for p in read])[:, None]
         at = torch.arange(width)[None]
@@ -96,7 +101,11 @@ class CaptioningCollator:
 
 
 def _stacked(values: Any) -> Any:
-    return torch.stack(list(values)) if isinstance(values, (list, tuple)) and isinstance(values[0], torch.Tensor) else values
+    return (
+        torch.stack(list(values))
+        if isinstance(values, (list, tuple)) and isinstance(values[0], torch.Tensor)
+        else values
+    )
 
 
 def drop_overlong(rows: Dataset, processor: Any, max_length: int) -> Dataset:

@@ -27,7 +27,13 @@ SHEET = 24  # pictures on a contact sheet
 
 @torch.no_grad()
 def generate_captions(
-    model: Any, processor: Any, rows: Dataset, batch_size: int = 50, blind: bool = False, progress: bool = True, **generation
+    model: Any,
+    processor: Any,
+    rows: Dataset,
+    batch_size: int = 50,
+    blind: bool = False,
+    progress: bool = True,
+    **generation,
 ) -> list[str]:
     """One caption a row; `blind` shows it the next row's pictures instead. Further keywords go to `model.generate`."""
     training = model.training
@@ -141,12 +147,16 @@ def evaluate_captions(
 def sheet(rows: Dataset, predictions: list[str], path: Path) -> None:
     """The first pictures with what was said and what is right under each."""
     some = [rows[i] for i in range(min(SHEET, len(rows))) if rows[i]["images"]]
-    lines = [[("predicted", said), ("reference", row["references"][0])] for row, said in zip(some, predictions, strict=False)]
+    lines = [
+        [("predicted", said), ("reference", row["references"][0])] for row, said in zip(some, predictions, strict=False)
+    ]
     if some:
         contact_sheet([row["images"][0] for row in some], lines, path)
 
 
 def report(figures: dict) -> str:
     """The figures as a Markdown table, as the READMEs hold them."""
-    rows = [f"| {k} | {v['value']:.4f} | {v['ci95'][0]:.4f} – {v['ci95'][1]:.4f} | {v['n']} |" for k, v in figures.items()]
+    rows = [
+        f"| {k} | {v['value']:.4f} | {v['ci95'][0]:.4f} – {v['ci95'][1]:.4f} | {v['n']} |" for k, v in figures.items()
+    ]
     return "\n".join(["| metric | value | 95 % interval | n |", "|---|---|---|---|", *rows])

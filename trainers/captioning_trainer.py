@@ -34,9 +34,7 @@ class CaptioningTrainer(Trainer):
         self._components: dict[str, list[torch.Tensor]] = defaultdict(list)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss, outputs = super().compute_loss(
-            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
-        )
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         for name, value in outputs.items():
             if name.endswith("_loss") and value is not None:
                 self._components[name].append(value.detach())
@@ -52,7 +50,9 @@ class CaptioningTrainer(Trainer):
             self._components.clear()
         super().log(logs, *args, **kwargs)
 
-    def evaluation_loop(self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"):
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
         rows: Dataset = dataloader.dataset
         args = self.args
         if args.eval_examples is not None:

@@ -122,7 +122,8 @@ def _fitted(image: Image.Image, thumb: int) -> Image.Image:
 def _clean(text: str) -> str:
     """One line of what can be drawn: models also write control characters and halves of surrogate pairs."""
     return "".join(
-        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c)[0] == "C" else c for c in " ".join(text.split())
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in ("Cc", "Cs", "Cn") else c
+        for c in " ".join(text.split())
     )
 
 
@@ -135,9 +136,6 @@ def _wrapped(lines: list[tuple[str, str]], font: ImageFont.FreeTypeFont, width: 
     for label, text in lines:
         indent = math.ceil(font.getlength(_clean(label) + "  "))
         line = ""
-        if indent > width // 2:  # no room beside the label
-            out.append((label, indent, ""))
-            indent = 0
         for word in _clean(text).split(" "):
             longer = f"{line} {word}" if line else word
             if indent + font.getlength(longer) <= width:
@@ -147,7 +145,7 @@ def _wrapped(lines: list[tuple[str, str]], font: ImageFont.FreeTypeFont, width: 
                 out.append((label, indent, line))
                 indent, line = 0, ""
             for c in word:
-                if line and indent + font.getlength(line + c) > width:
+                if (line or indent) and indent + font.getlength(line + c) > width:
                     out.append((label, indent, line))
                     indent, line = 0, ""
                 line += c

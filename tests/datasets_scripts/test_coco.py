@@ -262,7 +262,7 @@ def test_a_cache_is_not_used_for_other_annotations_pictures_or_settings(folder):
         return coco(folder).cache_dir
 
     before = cache()
-    assert before == cache()
+    assert before == cache() == coco(folder, rows="caption").cache_dir
     assert before != coco(folder, rows="image").cache_dir
     assert before != coco(folder, prompt="What is this?").cache_dir
     file = folder / "annotations" / "instances_train2017.json"

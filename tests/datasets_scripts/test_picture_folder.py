@@ -51,7 +51,7 @@ def test_a_caption_is_a_string_or_a_list_under_any_of_its_names(tmp_path, key):
 
 @pytest.mark.parametrize("asked, answered", [("question", "answer"), ("prompt", "completion")])
 def test_a_question_is_the_prompt_and_its_answer_the_completion(tmp_path, asked, answered):
-    first = {"file_name": "a.png", asked: "Is it awake?", answered: "no", "references": ["no", "not at all"]}
+    first = {"file_name": "a.png", asked: "Is it awake?", answered: "no", "references": ["not at all", "no"]}
     rows = read(
         write(tmp_path / "f", first, {"file_name": "a.png", asked: "What is it?", answered: "a cat"}), rows="image"
     )
@@ -67,6 +67,7 @@ def test_lines_about_one_picture_are_each_others_references(tmp_path):
         picture("a.png", caption="A dog.", objects=dog),
         picture("b.png"),
         picture("./a.png", caption="Dog!", objects=dog),
+        picture("a.png", caption="A dog."),
     )
     rows = read(folder)
     assert rows["image_id"][:] == ["a.png", "a.png", "b.png"]

@@ -51,7 +51,13 @@ def test_an_earlier_hidden_layer_can_be_what_is_seen(processor):
 
 def test_naflex_pictures_of_different_shapes_bring_their_own_number_of_tokens():
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = {"model_type": "siglip2_vision_model", "patch_size": 4, "num_patches": 16, "vision_use_head": False, **small}
+    vision = {
+        "model_type": "siglip2_vision_model",
+        "patch_size": 4,
+        "num_patches": 16,
+        "vision_use_head": False,
+        **small,
+    }
     config = OSSightConfig(vision_config=vision, text_config={**TEXT["qwen2"], "vocab_size": 20}, image_token_id=3)
     model = OSSightForConditionalGeneration(config).eval()
     shapes = torch.tensor([[2, 3], [4, 4]])
@@ -161,7 +167,9 @@ def test_placeholders_and_features_that_do_not_match_are_both_counted(processor)
 
 def test_what_it_cannot_honour_is_refused_by_name():
     with pytest.raises(ValueError, match="final_logit_softcapping=30"):
-        OSSightConfig(vision_config=VISION["siglip"], text_config={"model_type": "gemma2", "final_logit_softcapping": 30.0})
+        OSSightConfig(
+            vision_config=VISION["siglip"], text_config={"model_type": "gemma2", "final_logit_softcapping": 30.0}
+        )
     with pytest.raises(ValueError, match="no patch_size"):
         OSSightConfig(vision_config={"model_type": "resnet"}, text_config=TEXT["qwen2"])
     with pytest.raises(ValueError, match="'gated'"):
@@ -178,7 +186,9 @@ def test_from_towers_joins_saved_towers_and_keeps_their_weights(tmp_path):
     source.model.vision_tower.save_pretrained(tmp_path / "eyes")
     writer = AutoModelForCausalLM.from_config(source.config.text_config)
     writer.save_pretrained(tmp_path / "mouth")
-    model = OSSightForConditionalGeneration.from_towers(str(tmp_path / "eyes"), str(tmp_path / "mouth"), image_token_id=3)
+    model = OSSightForConditionalGeneration.from_towers(
+        str(tmp_path / "eyes"), str(tmp_path / "mouth"), image_token_id=3
+    )
     ids = torch.tensor([[4, 6, 7]])
     assert_close(model(ids).logits, writer.eval()(ids).logits, rtol=0, atol=0)
     assert_close(model.model.vision_tower.state_dict(), source.model.vision_tower.state_dict())
@@ -187,6 +197,8 @@ def test_from_towers_joins_saved_towers_and_keeps_their_weights(tmp_path):
 
 def test_it_works_in_the_pipeline(tiny_folder):
     describe = pipeline("image-text-to-text", model=str(tiny_folder), trust_remote_code=True)
-    asked = [{"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "what colour"}]}]
+    asked = [
+        {"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "what colour"}]}
+    ]
     answer = describe(text=asked, max_new_tokens=3, return_full_text=False)
     assert isinstance(answer[0]["generated_text"], str)

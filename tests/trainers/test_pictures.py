@@ -73,11 +73,12 @@ def test_pixels_of_a_tiny_picture_stay_sharp_and_even(tmp_path):
     assert box_of(image, BLUE) == (MARGIN + 32, MARGIN + 16, MARGIN + 64, MARGIN + 48)
 
 
-def test_a_large_picture_is_smoothed(tmp_path):
+@pytest.mark.parametrize("mode", ["RGB", "P"])
+def test_a_large_picture_is_smoothed(tmp_path, mode):
     stripes = flat(128, 128)
     stripes.paste(BLUE, (63, 0, 128, 128))
-    image = sheet(tmp_path, [stripes], [[]], thumb=64)
-    assert image.getpixel((MARGIN + 31, MARGIN + 20)) not in (RED, BLUE)
+    image = sheet(tmp_path, [stripes.convert(mode)], [[]], thumb=256)
+    assert image.getpixel((MARGIN + 126, MARGIN + 20)) not in (RED, BLUE)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "F"])
@@ -107,8 +108,8 @@ def test_labels_have_their_own_colours_and_the_text_another(tmp_path, drawn):
 
 
 def test_every_word_is_there_inside_its_cell_and_over_no_other(tmp_path, drawn):
-    said = ["word " * 40, "unbroken" * 20, "a  small\nred circle", "", "jgpqy|ÅÉ" * 12]
-    lines = [[("predicted", text), ("quite a wide label", text), ("reference", text)] for text in said]
+    said = ["", "a  small\nred circle", "word " * 40, "unbroken" * 20, "jgpqy|ÅÉ" * 12]
+    lines = [[("predicted", text), ("a label as wide as its line", text), ("reference", text)] for text in said]
     image = sheet(tmp_path, [flat(8, 8, BLUE)] * 5, lines, columns=3, thumb=128)
     pitch, rows = 128 + MARGIN, (image.height - MARGIN) // 2
     words = [(*box, text) for *box, text, colour in drawn if colour == INK and text]
@@ -125,6 +126,11 @@ def test_every_word_is_there_inside_its_cell_and_over_no_other(tmp_path, drawn):
 
 def test_any_string_can_be_drawn(tmp_path):
     sheet(tmp_path, [flat(8, 8)] * len(NASTY), [[("predicted", text), (text, "x")] for text in NASTY])
+
+
+def test_what_has_no_shape_is_shown_to_be_there(tmp_path, drawn):
+    sheet(tmp_path, [flat(8, 8)], [[("predicted", "a\x00b half \ud83d pair")]])
+    assert [words for *_, words, _ in drawn] == ["predicted", "a\ufffdb half \ufffd pair"]
 
 
 def test_letters_beyond_ascii_are_not_boxes():
