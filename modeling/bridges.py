@@ -46,14 +46,20 @@ def pixel_shuffle(patches: Tensor, rows: int, columns: int, factor: int) -> Tens
 
 
 class MLPAdapter(Float32Module):
-    """Norm and a two-layer perceptron over each token: (..., vision) -> (..., text), float32."""
+    """
+    Norm and a two-layer perceptron over each block of patches: (n, blocks, vision) -> (n, blocks * tokens, text), float32.
 
-    def __init__(self, vision_dim: int, hidden_dim: int, text_dim: int):
+    A block may become several tokens: language models read about one word a token, and a block can hold more to say.
+    """
+
+    def __init__(self, vision_dim: int, hidden_dim: int, text_dim: int, tokens: int = 1):
         super().__init__()
+        self.tokens = tokens
         self.norm = nn.LayerNorm(vision_dim)
         self.linear_1 = nn.Linear(vision_dim, hidden_dim)
-        self.linear_2 = nn.Linear(hidden_dim, text_dim)
+        self.linear_2 = nn.Linear(hidden_dim, text_dim * tokens)
 
-    def forward(self, patches: Tensor) -> Tensor:
-        with torch.autocast(patches.device.type, enabled=False):
-            return self.linear_2(nn.functional.gelu(self.linear_1(self.norm(patches.float()))))
+    def forward(self, blocks: Tensor) -> Tensor:
+        with torch.autocast(blocks.device.type, enabled=False):
+            adapted = self.linear_2(nn.functional.gelu(self.linear_1(self.norm(blocks.float()))))
+        return adapted.unflatten(-1, (self.tokens, -1)).flatten(1, 2)

@@ -26,7 +26,8 @@ class OSSightConfig(PreTrainedConfig):
     vision_feature_layer: int = (
         -1
     )  # which hidden states of the vision tower are patches; -1: the last, after its final norm
-    pixel_shuffle: int = 1  # this many patches a side become one image token; 2 makes a quarter of the tokens
+    pixel_shuffle: int = 1  # this many patches a side become one block; 2 makes a quarter of the tokens
+    tokens_per_block: int = 1  # image tokens a block becomes
     adapter_hidden_size: int | None = None  # width of the adapter's middle; None: the language model's
     fusion: str = "cross_attention"  # "cross_attention", or "none" for image tokens alone
     fusion_num_heads: int | None = None  # None: the language model's

@@ -1,7 +1,8 @@
 """
 OSSight: a frozen vision tower shines into a frozen language model, through an adapter and a gated cross-attention.
 
-    pixels (n, 3, H, W) -> vision tower -> patches (n, p, d_v) -> pixel shuffle -> adapter -> image tokens (n, p / s**2, d_t)
+    pixels (n, 3, H, W) -> vision tower -> patches (n, p, d_v) -> pixel shuffle -> blocks (n, p / s**2, d_v * s**2)
+    blocks -> adapter -> image tokens (n, k * p / s**2, d_t)
     every image placeholder of the prompt is overwritten, in order, by one image token
     every text embedding gets + gate * cross_attention(to the image tokens of earlier images)        (fusion)
     embeddings (b, t, d_t) -> language model -> hidden states -> the language model's own head -> logits
@@ -78,7 +79,8 @@ class OSSightModel(OSSightPreTrainedModel):
         vision, text = config.vision_config, config.text_config
         self.vision_tower = AutoModel.from_config(vision)
         seen = vision.hidden_size * config.pixel_shuffle**2
-        self.adapter = MLPAdapter(seen, config.adapter_hidden_size or text.hidden_size, text.hidden_size)
+        width = config.adapter_hidden_size or text.hidden_size
+        self.adapter = MLPAdapter(seen, width, text.hidden_size, config.tokens_per_block)
         self.fusion = None
         if config.fusion == "cross_attention":
             self.fusion = GatedCrossAttention(text.hidden_size, config.fusion_num_heads or text.num_attention_heads)
@@ -117,17 +119,16 @@ class OSSightModel(OSSightPreTrainedModel):
             rows, columns = pixel_values.shape[-2] // size, pixel_values.shape[-1] // size
             patches = patches[:, patches.shape[1] - rows * columns :]  # class and register tokens come first
             patches = pixel_shuffle(patches, rows, columns, factor)
-            counts = [patches.shape[1]] * len(patches)
+            blocks = [patches.shape[1]] * len(patches)
         elif self.config.pixel_shuffle > 1:
             raise ValueError(
                 "pixel_shuffle needs pictures of one shape; pictures that keep theirs want pixel_shuffle=1"
             )
         else:
-            counts = spatial_shapes.prod(-1).tolist()
+            blocks = spatial_shapes.prod(-1).tolist()
         adapted = self.adapter(patches)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=patches, pooler_output=[tokens[:n] for tokens, n in zip(adapted, counts, strict=True)]
-        )
+        tokens = [row[: count * self.config.tokens_per_block] for row, count in zip(adapted, blocks, strict=True)]
+        return BaseModelOutputWithPooling(last_hidden_state=patches, pooler_output=tokens)
 
     def _see(self, slots: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """

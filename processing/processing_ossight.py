@@ -34,7 +34,7 @@ PLAIN = (  # for a language model that was never taught to chat
 class OSSightProcessor(ProcessorMixin):
     """
     image_processor and tokenizer are any of transformers'; `patch_size` is the vision tower's, in pixels, and
-    `pixel_shuffle` the model's. Raises ValueError if the
+    `pixel_shuffle` and `tokens_per_block` the model's. Raises ValueError if the
     tokenizer does not know `image_token`, and for videos or sounds.
     """
 
@@ -44,11 +44,13 @@ class OSSightProcessor(ProcessorMixin):
         tokenizer=None,
         patch_size=16,
         pixel_shuffle=1,
+        tokens_per_block=1,
         image_token="<image>",
         chat_template=None,
     ):
         self.patch_size = patch_size
         self.pixel_shuffle = pixel_shuffle
+        self.tokens_per_block = tokens_per_block
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         if self.image_token_id is None or self.image_token_id == tokenizer.unk_token_id:
@@ -62,6 +64,7 @@ class OSSightProcessor(ProcessorMixin):
         text_model: str,
         patch_size: int,
         pixel_shuffle: int = 1,
+        tokens_per_block: int = 1,
         vision_revision: str | None = None,
         text_revision: str | None = None,
     ) -> "OSSightProcessor":
@@ -82,7 +85,9 @@ class OSSightProcessor(ProcessorMixin):
             tokenizer.pad_token = tokenizer.eos_token
         template = FLATTEN.replace("IMAGE_TOKEN", image_token) + (tokenizer.chat_template or PLAIN)
         tokenizer.chat_template = None  # one template, the processor's
-        return cls(image_processor, tokenizer, patch_size, pixel_shuffle, image_token, chat_template=template)
+        return cls(
+            image_processor, tokenizer, patch_size, pixel_shuffle, tokens_per_block, image_token, chat_template=template
+        )
 
     def __call__(self, images=None, text=None, videos=None, audio=None, audios=None, **kwargs):
         # generic evaluators pass every modality, empty where there is none
@@ -95,13 +100,13 @@ class OSSightProcessor(ProcessorMixin):
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         if "spatial_shapes" in image_inputs:  # patches of a picture that kept its aspect ratio (SigLIP 2 NaFlex)
             rows, columns = image_inputs["spatial_shapes"][image_idx]
-            return self.image_token * int(rows * columns)
+            return self.image_token * int(rows * columns * self.tokens_per_block)
         height, width = get_image_size(image_inputs["pixel_values"][image_idx])
         return self.image_token * self._tokens(height, width)
 
     def _tokens(self, height: int, width: int) -> int:
         pixels = self.patch_size * self.pixel_shuffle
-        return (height // pixels) * (width // pixels)
+        return (height // pixels) * (width // pixels) * self.tokens_per_block
 
     def _get_num_multimodal_tokens(self, image_sizes: list | None = None, **kwargs) -> MultiModalData:
         """How many placeholders pictures of these (height, width) get; what vLLM asks before it runs anything."""

@@ -66,8 +66,8 @@ def join_towers(recipe: Recipe) -> tuple[OSSightForConditionalGeneration, OSSigh
     model = OSSightForConditionalGeneration.from_towers(
         **towers, dtype=recipe.dtype, attn_implementation=recipe.attn_implementation, **recipe.model_config
     )
-    patches = {"patch_size": model.config.vision_config.patch_size, "pixel_shuffle": model.config.pixel_shuffle}
-    processor = OSSightProcessor.from_towers(**patches, **towers)
+    blocks = {"pixel_shuffle": model.config.pixel_shuffle, "tokens_per_block": model.config.tokens_per_block}
+    processor = OSSightProcessor.from_towers(patch_size=model.config.vision_config.patch_size, **blocks, **towers)
     model.set_image_token(processor.image_token_id)
     if len(processor.tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(processor.tokenizer))

@@ -8,8 +8,10 @@ The blind control gives every row the *next* row's pictures: what is left of a s
 """
 
 import json
+import sys
 from hashlib import sha256
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -62,14 +64,24 @@ def generate_captions(
     return captions
 
 
+def _evaluate_library() -> ModuleType:
+    """The library, not recipes/evaluate.py, which stands first on the path of every recipe."""
+    path = sys.path[:]
+    sys.path[:] = [entry for entry in path if Path(entry or ".").resolve() != METRICS.with_name("recipes")]
+    try:
+        import evaluate  # heavy, and not needed to train
+    finally:
+        sys.path[:] = path
+    return evaluate
+
+
 def score(metrics: list[str], predictions: list[str], rows: Dataset) -> dict[str, dict]:
     """
     Every figure of every metric (folders under metrics/): {"cider": {"value": x, "ci95": [lo, hi], "n": pictures}, ...}.
 
     Raises ValueError for a metric there is no folder of, and for `scene_f1` on rows that know no truth.
     """
-    import evaluate  # heavy, and not needed to train
-
+    evaluate = _evaluate_library()
     figures = {}
     for name in metrics:
         if not (METRICS / name).is_dir():
@@ -98,6 +110,11 @@ def dataset_fingerprint(rows: Dataset) -> str:
     return digest.hexdigest()[:16]
 
 
+def _code_version(folder: Path) -> str:
+    """A hash of a metric's code, helpers included."""
+    return sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()[:12]
+
+
 def evaluate_captions(
     model: Any,
     processor: Any,
@@ -120,7 +137,7 @@ def evaluate_captions(
         name = "scene_f1" if "scene_f1" in metrics else "cider"
         unseen = generate_captions(model, processor, rows, batch_size, blind=True, **generation)
         figures[f"blind_{name}"] = score([name], unseen, rows)[name]
-    versions = {name: sha256((METRICS / name / f"{name}.py").read_bytes()).hexdigest()[:12] for name in metrics}
+    versions = {name: _code_version(METRICS / name) for name in metrics}
     protocol = {
         **protocol,
         "fingerprint": dataset_fingerprint(rows),

@@ -5,11 +5,13 @@ corpus level, the closest reference's length, no smoothing beyond what keeps zer
     per picture: clipped n-gram matches (4), n-grams (4), length, closest reference length -> summed -> bleu_1..bleu_4
 """
 
+from functools import partial
+
 import datasets
 import evaluate
 import numpy as np
 
-from .bootstrap import interval
+from .bootstrap import intervals
 from .captions import code, flatten
 from .ngrams import counts, locate, split
 from .ptb_tokenizer import tokenize
@@ -24,11 +26,11 @@ def statistics(predictions: list[str], references: list[list[str]]) -> np.ndarra
     captions, pictures = flatten(predictions, references)
     words, lengths = code(split(tokenize(captions)))
     said = len(predictions)
+    picture = np.concatenate([np.arange(said), pictures])  # of every sentence
     matches = np.zeros((said, ORDERS))
     for n, (sentence, gram, count, kinds) in enumerate(counts(words, lengths, ORDERS)):
         ours = np.searchsorted(sentence, said)  # entries before are of predictions, which come first
-        keys = sentence[:ours] * kinds + gram[:ours]
-        found, place = locate(keys, pictures[sentence[ours:] - said] * kinds + gram[ours:], kinds)
+        found, place = locate(picture[sentence] * kinds + gram, gram, ours)
         most = np.zeros(ours, dtype=np.int64)
         np.maximum.at(most, place, count[ours:][found])
         matches[:, n] = np.bincount(sentence[:ours], weights=np.minimum(most, count[:ours]), minlength=said)
@@ -61,7 +63,9 @@ class Bleu(evaluate.Metric):
             ),
         )
 
-    def compute(self, *, predictions: list[str] | None = None, references: list[list[str]] | None = None) -> dict | None:
+    def compute(
+        self, *, predictions: list[str] | None = None, references: list[list[str]] | None = None
+    ) -> dict | None:
         """What `_compute` returns, for the captions given or, without them, for what `add` and `add_batch` were given."""
         # evaluate writes what it is given to Arrow and reads it back, which would take as long as scoring it; only what was
         # added in batches or is spread over processes needs that
@@ -72,8 +76,8 @@ class Bleu(evaluate.Metric):
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float | list[float]]:
         """{"bleu_1", ..., "bleu_4"}, each with a `_ci95` by bootstrap over pictures. Raises ValueError as `flatten` does."""
         table = statistics(predictions, references)
+        figures = {f"bleu_{order}": partial(bleu, order=order) for order in range(1, ORDERS + 1)}
         result = {}
-        for order in range(1, ORDERS + 1):
-            result[f"bleu_{order}"] = float(bleu(table.sum(0), order))
-            result[f"bleu_{order}_ci95"] = interval(table, lambda sums, order=order: bleu(sums, order))
+        for (name, figure), ci95 in zip(figures.items(), intervals(table, list(figures.values())), strict=True):
+            result |= {name: float(figure(table.sum(0))), f"{name}_ci95": ci95}
         return result

@@ -14,7 +14,8 @@ def flatten(predictions: list[str], references: list[list[str]]) -> tuple[list[s
     """
     All predictions and then all references, and each reference's picture, int (references,).
 
-    Raises ValueError for no predictions, another number of references, a prediction that is not a string, and a picture without references.
+    Raises ValueError for no predictions, for references of more or fewer pictures, and, naming the record, for a prediction that
+    is not a string and for a picture without references.
     """
     if not len(predictions):
         raise ValueError("there are no predictions to score")

@@ -35,7 +35,7 @@ def scores(predictions: list[str], references: list[list[str]]) -> np.ndarray:
         frequency = np.bincount(theirs[first] % kinds, minlength=kinds)
         weight = count * (np.log(said) - np.log(np.maximum(frequency, 1)))[gram]
         norm = np.sqrt(np.bincount(sentence, weights=weight**2, minlength=len(lengths)))
-        found, place = locate(key[:ours], key[ours:], kinds)
+        found, place = locate(key, gram, ours)
         theirs = weight[ours:][found]
         overlap = np.minimum(weight[:ours][place], theirs) * theirs
         similarity = np.bincount(sentence[ours:][found] - said, weights=overlap, minlength=right)
@@ -59,7 +59,9 @@ class Cider(evaluate.Metric):
             ),
         )
 
-    def compute(self, *, predictions: list[str] | None = None, references: list[list[str]] | None = None) -> dict | None:
+    def compute(
+        self, *, predictions: list[str] | None = None, references: list[list[str]] | None = None
+    ) -> dict | None:
         """What `_compute` returns, for the captions given or, without them, for what `add` and `add_batch` were given."""
         # evaluate writes what it is given to Arrow and reads it back, which would take as long as scoring it; only what was
         # added in batches or is spread over processes needs that
@@ -74,4 +76,7 @@ class Cider(evaluate.Metric):
         """
         each = scores(predictions, references)
         pictures = len(each)
-        return {"cider": float(each.mean()), "cider_ci95": interval(each[:, None], lambda sums: sums[..., 0] / pictures)}
+        return {
+            "cider": float(each.mean()),
+            "cider_ci95": interval(each[:, None], lambda sums: sums[..., 0] / pictures),
+        }

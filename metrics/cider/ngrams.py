@@ -22,7 +22,9 @@ def counts(
     `words` (tokens,) and `lengths` (sentences,) are all sentences in a row, as numbers.
     """
     owner = np.repeat(np.arange(len(lengths)), lengths)
-    left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(words))  # words to the sentence's end, this one included
+    left = np.repeat(np.cumsum(lengths), lengths) - np.arange(
+        len(words)
+    )  # words to the sentence's end, this one included
     vocabulary = int(words.max(initial=0)) + 1
     start, gram, kinds = np.arange(len(words)), words, vocabulary
     for n in range(1, orders + 1):
@@ -33,19 +35,21 @@ def counts(
             names, gram = np.unique(gram[fits] * vocabulary + words[start + n - 1], return_inverse=True)
             kinds = max(len(names), 1)
         pair, count = np.unique(owner[start] * kinds + gram, return_counts=True)
-        yield pair // kinds, pair % kinds, count, kinds
+        sentence = pair // kinds
+        yield sentence, pair - sentence * kinds, count, kinds
 
 
-def locate(keys: np.ndarray, wanted: np.ndarray, kinds: int) -> tuple[np.ndarray, np.ndarray]:
+def locate(keys: np.ndarray, grams: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
     """
-    Which of `wanted` are in the sorted `keys`, and where: (entries of `wanted`, their places in `keys`).
+    Which keys from place `first` on are also among the sorted ones before it: (their places after `first`, places before it).
 
-    Both are picture * `kinds` + gram.
+    `keys` are picture * kinds + gram, `grams` their grams.
     """
-    known = np.zeros(kinds, dtype=bool)
-    known[keys % kinds] = True
+    known = np.zeros(int(grams.max(initial=0)) + 1, dtype=bool)
+    known[grams[:first]] = True
     # most longer n-grams are in no prediction at all; leaving them out first is cheaper than searching for them
-    candidates = np.flatnonzero(known[wanted % kinds])
-    place = np.searchsorted(keys, wanted[candidates])
-    found = np.append(keys, -1)[place] == wanted[candidates]
+    candidates = np.flatnonzero(known[grams[first:]])
+    wanted = keys[first:][candidates]
+    place = np.searchsorted(keys[:first], wanted)
+    found = np.append(keys[:first], -1)[place] == wanted
     return candidates[found], place[found]

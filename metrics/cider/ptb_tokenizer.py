@@ -5,6 +5,7 @@ Captions into words as COCO's caption evaluation does it, without Java: what Sta
     "A man's well-known dog, isn't it?" -> a man 's well-known dog is n't it
 """
 
+import gc
 import re
 from itertools import chain
 
@@ -52,13 +53,13 @@ _TOKEN = re.compile(
     | www\.[^\s"<>()]+\.[^\s"<>()]*[^\s"<>().,;:?!']
     | [\w.+-]*\w@\w[\w-]*(?:\.\w[\w-]*)*
     | @[a-z]\w* | \#[a-z]\w*
-    | &(?:amp|lt|gt|quot);
-    | can(?=not{_END}) | gon(?=na{_END}) | got(?=ta{_END}) | wan(?=na{_END}) | gim(?=me{_END}) | lem(?=me{_END})
+    | '' | &(?:amp|lt|gt|quot);
+    | can(?=not{_END}(?!'\w)) | gon(?=na{_END}) | got(?=ta{_END}) | wan(?=na{_END}) | gim(?=me{_END}) | lem(?=me{_END})
     | '?t(?=(?:is|was){_END})(?<='t) | y'(?={_L}) | j'(?={_L}) | [dl]'(?={_L}{_END})
-    | {_L}+?(?=n't{_END}) | n't{_END}
+    | {_L}+?(?<!n)(?=n't{_END}) | n't{_END}
     | (?:ma'am|o'o){_END} | o'clock{_END}
     | (?!.'(?:re|ve|ll|tis){_END})(?:[dlno]|(?-i:[A-HJ-XZ]))'{_L}{{2,}}
-    | {_SUFFIX} | '\d\ds?{_END} | 'em | '(?:cause|till?){_END} | 'n(?:'|{_END})
+    | {_SUFFIX} | '\d\d(?:s?(?=n't)|s{_END}|{_END}(?!['%:])) | 'em | '(?:cause|till?){_END} | 'n(?:'|{_END})
     | (?:[djl]|ol)'(?=\s|$)
     | \(\d{{3}}\)[ ]?\d{{3}}[- ]\d{{4}}{_END}                                        # telephones
     | \d+[- ]\d+/\d+(?!\w) | \d+\\?/\d+(?:/\d+)*(?:-{_WORD})*{_END} | \d+\u2044\d+{_END}        # fractions, dates
@@ -70,7 +71,7 @@ _TOKEN = re.compile(
     | {_L}{_W}*(?:\.{_L}{_W}*)+                                                      # node.js, end.Next
     | {_L}\.(?!{_L}|\s+(?=(?-i:[A-Z]))(?:{_any(_STARTERS)}){_END})                     # initials
     | (?:[-+]?[.,:]\d+(?:[.,:]\d+)*|{_NUMBER}(?:-{_WORD})*{_END}|{_NUMBER}|[-+]\d+(?:[.,:]\d+)*)
-    | {_LINKED}(?=n't{_END}) | {_LINKED}(?:[!?]{_LINKED})* (?:\.(?=[,;:]))?
+    | {_LINKED}(?:[!?]{_LINKED})* (?:\.(?=[,;:]))?
     | -{{5,}} | [!?]{{2,}} | \*+ | _+ | \#+ | @+ | << | >>
     | [¹²³¼½¾⅐-⅞⁰-₉]
     | [^\s\w'"`.,:;!?\-\u00ad\u2010-\u2015\u2018\u2019\u201b-\u201d\u2026\u2025«»‹›〝〞\u200b-\u200f\ufe0f\U00010000-\U0010ffff]
@@ -78,13 +79,11 @@ _TOKEN = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _SPELLED = str.maketrans("’", "'")
-_NAMES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "", "£": "#", "€": "$", "¢": "cents"}
+_NAMES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "", "''": "", "£": "#", "€": "$", "¢": "cents"}
 _NAMES |= {"½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3", "⅛": "1/8"}
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 # words that may share a token with a neighbour, or are read by it: a fraction after a number, "no." before one, initials, tags
-_SHARED = re.compile(
-    rf"^\d+\\?/\d|^\W*(?:{_any(_NUMBERED)}|{_L})\.\W*$|\(\d{{3}}\)|<[a-z/]", re.IGNORECASE
-)
+_SHARED = re.compile(rf"^\d+\\?/\d|^\W*(?:{_any(_NUMBERED)}|{_L})\.\W*$|\(\d{{3}}\)|<[a-z/]", re.IGNORECASE)
 
 
 def _tokens(text: str) -> list[str]:
@@ -118,13 +117,20 @@ class _Words(dict):
 def tokenize(captions: list[str]) -> list[list[str]]:
     """The tokens of each caption, in lower case and without punctuation marks; none for an empty caption."""
     words = _Words()  # captions say few different words: most are looked up, and the expression above hardly costs
-    result = []
-    for caption in captions:
-        if not caption.isascii():
-            caption = caption.translate(_SPELLED)
-        try:
-            tokens = list(chain.from_iterable(map(words.__getitem__, caption.split())))
-        except _SharedToken:
-            tokens = _tokens(caption)
-        result.append(tokens)
+    lookup, result = words.__getitem__, []
+    # lists of strings cannot form cycles, but making thousands has the collector walk everything there is, again and again
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for caption in captions:
+            if not caption.isascii():
+                caption = caption.translate(_SPELLED)
+            try:
+                tokens = list(chain.from_iterable(map(lookup, caption.split())))
+            except _SharedToken:
+                tokens = _tokens(caption.replace("\n", " "))
+            result.append(tokens)
+    finally:
+        if collecting:
+            gc.enable()
     return result

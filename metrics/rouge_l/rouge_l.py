@@ -22,7 +22,8 @@ def common(words: np.ndarray, lengths: np.ndarray, first: np.ndarray, second: np
 
     `words` (tokens,) and `lengths` (sentences,) are those of `code`; `first` and `second` (pairs,) number sentences.
     """
-    words = words.astype(np.int32)  # half the memory to go through
+    words = words.astype(np.int32)  # less memory to go through
+    kind = np.min_scalar_type(-int(lengths.max()) - 1)
     ends = np.cumsum(lengths)
     longest = np.zeros(len(first), dtype=np.int64)
     order = np.lexsort((lengths[second], lengths[first]))
@@ -31,7 +32,7 @@ def common(words: np.ndarray, lengths: np.ndarray, first: np.ndarray, second: np
         a, b = (_padded(words, ends, lengths, sentence[pairs], pad) for sentence, pad in ((first, -1), (second, -2)))
         # row[j] after k words of b: the longest subsequence common to those and the first j words of a; pairs run along
         # the last axis, so each step of the usual table is done for all of them at once
-        row = np.zeros((len(a) + 1, len(pairs)), dtype=np.int32)
+        row = np.zeros((len(a) + 1, len(pairs)), dtype=kind)
         for word in b:
             np.maximum(row[1:], row[:-1] + (a == word), out=row[1:])
             np.maximum.accumulate(row, axis=0, out=row)
@@ -57,9 +58,7 @@ def scores(predictions: list[str], references: list[list[str]]) -> np.ndarray:
     precision = np.maximum.reduceat(overlap / lengths[:said][pictures], starts)
     recall = np.maximum.reduceat(overlap / lengths[said:], starts)
     weighted = recall + BETA**2 * precision
-    return np.divide(
-        (1 + BETA**2) * precision * recall, weighted, out=np.zeros_like(weighted), where=weighted > 0
-    )
+    return np.divide((1 + BETA**2) * precision * recall, weighted, out=np.zeros_like(weighted), where=weighted > 0)
 
 
 class RougeL(evaluate.Metric):
@@ -74,7 +73,9 @@ class RougeL(evaluate.Metric):
             ),
         )
 
-    def compute(self, *, predictions: list[str] | None = None, references: list[list[str]] | None = None) -> dict | None:
+    def compute(
+        self, *, predictions: list[str] | None = None, references: list[list[str]] | None = None
+    ) -> dict | None:
         """What `_compute` returns, for the captions given or, without them, for what `add` and `add_batch` were given."""
         # evaluate writes what it is given to Arrow and reads it back, which would take as long as scoring it; only what was
         # added in batches or is spread over processes needs that

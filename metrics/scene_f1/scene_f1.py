@@ -14,7 +14,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from .bootstrap import interval
+from .bootstrap import intervals
 
 
 NUMBERS = {"two": 2, "three": 3, "four": 4}
@@ -64,7 +64,6 @@ class SceneF1(evaluate.Metric):
             "scene_recall": lambda c: ratio(c[..., 0], c[..., 2]),
         }
         result = {}
-        for name, figure in figures.items():
-            result[name] = float(figure(counts.sum(0)))
-            result[f"{name}_ci95"] = interval(counts, figure)
+        for (name, figure), ci95 in zip(figures.items(), intervals(counts, list(figures.values())), strict=True):
+            result |= {name: float(figure(counts.sum(0))), f"{name}_ci95": ci95}
         return result

@@ -174,7 +174,9 @@ def test_canonical_rows_know_their_boxes(tmp_path):
     row = load_rows("scenes", "test", cache_dir=str(tmp_path), num_train=2, num_eval=2)[0]
     scene = describe(0, "test", 0)
     assert [region["phrase"] for region in row["regions"]] == [o.phrase for o in scene.objects]
-    np.testing.assert_allclose([region["box"] for region in row["regions"]], [o.box(60) for o in scene.objects], atol=1e-3)
+    np.testing.assert_allclose(
+        [region["box"] for region in row["regions"]], [o.box(60) for o in scene.objects], atol=1e-3
+    )
     assert json.loads(row["scene"])["background"] == scene.background
     with pytest.raises(ValueError, match="no split 'dev'"):
         load_rows("scenes", "dev", cache_dir=str(tmp_path), num_train=2, num_eval=2)

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, pipeline
 
 from modeling import OSSightConfig, OSSightForConditionalGeneration
+from modeling.bridges import pixel_shuffle
 from modeling.fusion import GatedCrossAttention
 from modeling.modeling_ossight import alignment_loss
 from tests.conftest import TEXT, VISION, make_ossight, picture
@@ -67,6 +68,27 @@ def test_naflex_pictures_of_different_shapes_bring_their_own_number_of_tokens():
     assert model(ids, **seen).logits.shape == (1, 25, 20)
     with pytest.raises(ValueError, match="the prompt holds 21 image tokens, the images yield 22"):
         model(ids[:, 2:], **seen)
+
+
+def test_pixel_shuffle_lays_neighbouring_patches_side_by_side():
+    patches = torch.arange(16.0).view(1, 16, 1)  # 4 x 4, numbered in reading order
+    blocks = pixel_shuffle(patches, 4, 4, 2)
+    assert blocks.tolist() == [[[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]]
+    assert torch.equal(pixel_shuffle(patches, 4, 4, 1), patches)
+    with pytest.raises(ValueError, match="pixel_shuffle=3 does not divide the 4 x 4 patches"):
+        pixel_shuffle(patches, 4, 4, 3)
+
+
+def test_blocks_become_the_tokens_the_processor_counts(processor):
+    model = make_ossight(pixel_shuffle=2, tokens_per_block=3)
+    processor.pixel_shuffle, processor.tokens_per_block = 2, 3
+    inputs = processor(text=["a <image> b <image>"], images=[picture(1), picture(2)], return_tensors="pt")
+    assert (inputs["input_ids"] == 3).sum() == 2 * 4 * 3
+    assert torch.isfinite(model(**inputs).logits).all()
+    assert processor._get_num_multimodal_tokens([(50, 70)])["num_image_tokens"] == [12]
+    cached, _ = logits_of_generation(model, inputs)
+    plain, _ = logits_of_generation(model, inputs, use_cache=False)
+    assert_close(cached, plain, rtol=1e-4, atol=1e-4)
 
 
 def test_before_training_it_speaks_as_its_language_model_does(processor, tmp_path):

@@ -20,7 +20,13 @@ from tests.conftest import make_ossight, make_tokenizer
 
 
 ROOT = Path(__file__).parents[2]
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "recipes/accelerate/cpu.yaml")]
+LAUNCH = [
+    sys.executable,
+    "-m",
+    "accelerate.commands.launch",
+    "--config_file",
+    str(ROOT / "recipes/accelerate/cpu.yaml"),
+]
 
 
 def run(*command, cwd, check=True, **kwargs):
@@ -87,12 +93,28 @@ def test_the_whole_way_from_towers_to_captions(recipe, tmp_path):
     figures = json.loads((out / "metrics.json").read_text())
     assert {"scene_f1", "blind_scene_f1", "bleu_4", "rouge_l", "cider", "protocol"} <= figures.keys()
     made = {path.name for path in out.iterdir()}
-    assert {"config.json", "model.safetensors", "modeling_ossight.py", "bridges.py", "fusion.py", "processing_ossight.py"} <= made
+    assert {
+        "config.json",
+        "model.safetensors",
+        "modeling_ossight.py",
+        "bridges.py",
+        "fusion.py",
+        "processing_ossight.py",
+    } <= made
     assert {"contact_sheet.png", "predictions.jsonl", "train_log.jsonl", "loss.png", "recipe.yaml", "sheets"} <= made
     assert not [name for name in made if name.endswith((".tmp", ".pt"))]
 
     # scored again by its folder, it has the same figures
-    score = [sys.executable, ROOT / "recipes/evaluate.py", "--model", "out", "--dataset", "pictures", "--split", "validation"]
+    score = [
+        sys.executable,
+        ROOT / "recipes/evaluate.py",
+        "--model",
+        "out",
+        "--dataset",
+        "pictures",
+        "--split",
+        "validation",
+    ]
     run(sys.executable, ROOT / "recipes/draw_scenes.py", "--output", "own", "--count", "6", cwd=tmp_path)
     for name in ("a", "b"):
         run(*score, "--data_dir", "own", "--max_new_tokens", "4", "--output", name, cwd=tmp_path)
@@ -102,7 +124,16 @@ def test_the_whole_way_from_towers_to_captions(recipe, tmp_path):
     # it describes files and folders, skips what is no picture, and goes on where it was stopped
     (tmp_path / "own/broken.png").write_bytes(b"no picture")
     Image.new("RGB", (3, 7), "red").save(tmp_path / "one.jpg")
-    describe = [sys.executable, ROOT / "recipes/describe.py", "--model", "out", "--max_new_tokens", "4", "one.jpg", "own"]
+    describe = [
+        sys.executable,
+        ROOT / "recipes/describe.py",
+        "--model",
+        "out",
+        "--max_new_tokens",
+        "4",
+        "one.jpg",
+        "own",
+    ]
     done = run(*describe, "--output", "said.jsonl", cwd=tmp_path)
     assert "skipped own/broken.png" in done.stderr
     lines = (tmp_path / "said.jsonl").read_text().splitlines(keepends=True)
@@ -178,5 +209,3 @@ def test_real_photographs_go_in_by_the_same_command(real_data, towers, tmp_path)
     losses = [float(entry["loss"]) for entry in log if "loss" in entry]
     assert losses[-1] < losses[0]
     assert "cider" in json.loads((tmp_path / "out/metrics.json").read_text())
-
-

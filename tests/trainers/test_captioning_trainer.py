@@ -38,7 +38,12 @@ def trainer(rows, output_dir, callbacks=(), **args):
     model.freeze_towers()
     config = CaptioningConfig(output_dir=str(output_dir), **(defaults | args))
     return CaptioningTrainer(
-        model, config, make_processor(), train_dataset=rows, eval_dataset=rows.select(range(5)), callbacks=list(callbacks)
+        model,
+        config,
+        make_processor(),
+        train_dataset=rows,
+        eval_dataset=rows.select(range(5)),
+        callbacks=list(callbacks),
     )
 
 
