@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.utils import logging
 
 from .bridges import MLPAdapter, pixel_shuffle
 from .configuration_ossight import OSSightConfig
@@ -271,9 +272,14 @@ class OSSightForConditionalGeneration(OSSightPreTrainedModel, GenerationMixin):
         if hasattr(vision_config, "vision_use_head"):
             vision_config.vision_use_head = False  # SigLIP's pooling head has no say in patch tokens
         common = {"dtype": dtype, "attn_implementation": attn_implementation}
-        tower, seen = MODEL_MAPPING[type(vision_config)].from_pretrained(
-            vision_model, revision=vision_revision, config=vision_config, output_loading_info=True, **common
-        )
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # a text tower beside the vision tower is no surprise; what is missing is looked at below
+        try:
+            tower, seen = MODEL_MAPPING[type(vision_config)].from_pretrained(
+                vision_model, revision=vision_revision, config=vision_config, output_loading_info=True, **common
+            )
+        finally:
+            logging.set_verbosity(verbosity)
         writer, read = AutoModelForCausalLM.from_pretrained(
             text_model, revision=text_revision, output_loading_info=True, **common
         )

@@ -1,7 +1,8 @@
 """
 From canonical rows to batches: conversations with pictures become prompts, labels and pixels. For any HF vision–language model.
 
-    row {images, prompt, completion} -> "…<image>…user…assistant…" -> input_ids, attention_mask, pixel_values, labels (-100 on the prompt)
+    row {images, prompt, completion} -> "…<image>…user…assistant…"
+        -> input_ids, attention_mask, pixel_values, labels (-100 on the prompt)
 
 Unusual: prompt and completion are tokenised apart and joined as ids, so the boundary between what is read and what is learned is
 exact whatever the tokenizer would have merged; nothing is ever truncated, because a cut can fall inside a picture.

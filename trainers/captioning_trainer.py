@@ -26,7 +26,7 @@ from trainers.run_folder import write_jsonl
 
 
 class CaptioningTrainer(Trainer):
-    """train_dataset and eval_dataset hold canonical rows (images, prompt, completion, references); the processor is any HF VLM's."""
+    """train_dataset and eval_dataset hold canonical rows; `processing_class` is the processor of any HF VLM."""
 
     def __init__(self, model: Any, args: CaptioningConfig, processing_class: Any, **kwargs):
         kwargs.setdefault("data_collator", CaptioningCollator(processing_class))

@@ -55,7 +55,8 @@ def recipe(towers, tmp_path):
     """quickstart.yaml, with tiny towers and few steps."""
     settings = yaml.safe_load((ROOT / "recipes/ossight/quickstart.yaml").read_text())
     settings |= {
-        "vision_model": str(towers / "eyes"), "text_model": str(towers / "mouth"), "dataset_options": {"num_train": 64, "num_eval": 12},
+        "vision_model": str(towers / "eyes"), "text_model": str(towers / "mouth"),
+        "dataset_options": {"num_train": 64, "num_eval": 12},
         "model_config": {"alpha_align": 0.1}, "max_steps": 6, "per_device_train_batch_size": 4, "eval_steps": 3, "save_steps": 3,
         "test_examples": 10, "eval_examples": 4, "max_new_tokens": 4, "output_dir": "out", "logging_steps": 1, "warmup_steps": 0,
     }  # fmt: skip
@@ -199,7 +200,8 @@ def test_two_processes_learn_what_one_learns(recipe, tmp_path):
 def test_real_photographs_go_in_by_the_same_command(real_data, towers, tmp_path):
     settings = yaml.safe_load((ROOT / "recipes/ossight/my_pictures.yaml").read_text())
     settings |= {
-        "vision_model": str(towers / "eyes"), "text_model": str(towers / "mouth"), "model_config": {}, "max_steps": 12, "eval_steps": 6,
+        "vision_model": str(towers / "eyes"), "text_model": str(towers / "mouth"),
+        "model_config": {}, "max_steps": 12, "eval_steps": 6,
         "save_steps": 6, "output_dir": "out", "logging_steps": 2, "warmup_steps": 0, "max_new_tokens": 8,
     }  # fmt: skip
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(settings))
