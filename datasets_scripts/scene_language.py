@@ -31,7 +31,7 @@ OTHER_SIZE_WORDS = {"small": "little", "large": "big"}
 
 
 def _plural(noun: str) -> str:
-    return noun + ("es" if noun == "cross" else "s")
+    return noun + ("es" if noun.endswith("s") else "s")
 
 
 def _article(phrase: str) -> str:

@@ -42,7 +42,7 @@ class ScenesConfig(datasets.BuilderConfig):
     seed: int = 0
     image_size: int = 60  # pixels a side
     distinct: bool = False
-    version: datasets.Version = field(default_factory=lambda: datasets.Version("1.0.0"))
+    version: datasets.Version = field(default_factory=lambda: datasets.Version("1.0.1"))
 
 
 def fingerprint(seed: int = 0, split: str = "train", count: int = 100, image_size: int = 60) -> str:
