@@ -185,10 +185,13 @@ def test_two_processes_learn_what_one_learns(recipe, tmp_path):
     settings |= {"eval_strategy": "steps", "optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
     recipe.write_text(yaml.safe_dump(settings))
     run(*LAUNCH, ROOT / "recipes/caption.py", "--config", recipe, "--output_dir", "one", cwd=tmp_path)
-    two = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    two += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    # accelerate starts several processes by torchrun too, but on GPUs only
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     half = ["--per_device_train_batch_size", "2", "--output_dir", "two"]
     run(*two, ROOT / "recipes/caption.py", "--config", recipe, *half, cwd=tmp_path)
+    logs = [(tmp_path / name / "train_log.jsonl").read_text() for name in ("one", "two")]
+    epochs = [[json.loads(line)["epoch"] for line in log.splitlines()] for log in logs]
+    assert epochs[0] == epochs[1], "there were two processes, and they shared the rows"
     one, other = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in one:
         assert_close(one[name], other[name], rtol=1e-5, atol=1e-5)
