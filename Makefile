@@ -18,7 +18,7 @@ demo: $(VENV)/.installed  ## train OSSight in the miniature world, score it, cap
 	$(RUN) python recipes/stranger.py --model outputs/ossight/quickstart
 
 test: $(VENV)/.installed  ## the fast tests
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto
 
 test-slow: $(VENV)/.installed  ## the slow tests
 	$(VENV)/bin/python -m pytest -m slow
