@@ -24,97 +24,44 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 
 METRICS = Path(__file__).parents[1] / "metrics"
-WHO = [
-    *(
-        "man",
-        "woman",
-        "young boy",
-        "little girl",
-        "dog",
-        "brown dog",
-        "black cat",
-        "group of people",
-        "couple of kids",
-        "surfer",
-    ),
-    *(
-        "baseball player",
-        "skateboarder",
-        "chef",
-        "bride and groom",
-        "police officer",
-        "herd of elephants",
-        "flock of sheep",
-    ),
-    *("giraffe", "zebra", "large brown bear", "teddy bear", "bus driver"),
-]
-DOES = [
-    *(
-        "riding",
-        "standing next to",
-        "sitting on",
-        "looking at",
-        "holding",
-        "walking past",
-        "jumping over",
-        "playing with",
-    ),
-    *("lying beside", "leaning against", "posing in front of", "waiting near", "eating", "carrying", "running towards"),
-]
-WHAT = [
-    *(
-        "a red bus",
-        "the old wooden bench",
-        "a skateboard",
-        "a tennis racket",
-        "an umbrella",
-        "a slice of pizza",
-        "a clock tower",
-    ),
-    *(
-        "two parked motorcycles",
-        "a kite",
-        "a surf board",
-        "the kitchen sink",
-        "a laptop computer",
-        "a stop sign",
-        "a train",
-    ),
-    *(
-        "someone's birthday cake",
-        "a well-lit room",
-        "a fire hydrant",
-        "a pair of scissors",
-        "a glass vase",
-        "a T-shirt",
-    ),
-    *("the man's bicycle", "a bowl of fruit, bread and cheese"),
-]
-WHERE = [
-    *(
-        "on a sunny day",
-        "in the park",
-        "on a city street",
-        "at the beach",
-        "in a field of tall grass",
-        "near the water",
-    ),
-    *("in the snow", "at night", "during a game", "in a living room", "under a cloudy sky", "on the side of the road"),
-    *("at 5 p.m.", "in front of a crowd", "by the window", "while others watch", "that isn't very big", "in the U.S."),
-    *("at 10:30", "in black and white"),
-]
+WHO = """
+    man; woman; young boy; little girl; dog; brown dog; black cat; group of people; couple of kids; surfer;
+    baseball player; skateboarder; chef; bride and groom; police officer; herd of elephants; flock of sheep;
+    giraffe; zebra; large brown bear; teddy bear; bus driver
+"""
+DOES = """
+    riding; standing next to; sitting on; looking at; holding; walking past; jumping over; playing with;
+    lying beside; leaning against; posing in front of; waiting near; eating; carrying; running towards
+"""
+WHAT = """
+    a red bus; the old wooden bench; a skateboard; a tennis racket; an umbrella; a slice of pizza; a clock tower;
+    two parked motorcycles; a kite; a surf board; the kitchen sink; a laptop computer; a stop sign; a train;
+    someone's birthday cake; a well-lit room; a fire hydrant; a pair of scissors; a glass vase; a T-shirt;
+    the man's bicycle; a bowl of fruit, bread and cheese
+"""
+WHERE = """
+    on a sunny day; in the park; on a city street; at the beach; in a field of tall grass; near the water;
+    in the snow; at night; during a game; in a living room; under a cloudy sky; on the side of the road;
+    at 5 p.m.; in front of a crowd; by the window; while others watch; that isn't very big; in the U.S.;
+    at 10:30; in black and white
+"""
+
+
+def _phrases(text: str) -> list[str]:
+    return [phrase.strip() for phrase in text.split(";")]
 
 
 def pseudo_captions(pictures: int) -> list[list[str]]:
     """Six captions of each picture, made of phrases; a picture's captions share their subject, most of them their object."""
     rng = random.Random(0)
+    whos, does, whats, wheres = map(_phrases, (WHO, DOES, WHAT, WHERE))
     result = []
     for _ in range(pictures):
-        who, what = rng.choice(WHO), rng.choice(WHAT)
+        who, what = rng.choice(whos), rng.choice(whats)
         result.append(
             [
-                f"{rng.choice(['A', 'The', 'One', 'There is a'])} {rng.choice([who, who, rng.choice(WHO)])} {rng.choice(DOES)} "
-                f"{rng.choice([what, what, rng.choice(WHAT)])} {rng.choice(WHERE)}{rng.choice(['.', '.', '', ' .'])}"
+                f"{rng.choice(['A', 'The', 'One', 'There is a'])} {rng.choice([who, who, rng.choice(whos)])} {rng.choice(does)} "
+                f"{rng.choice([what, what, rng.choice(whats)])} {rng.choice(wheres)}{rng.choice(['.', '.', '', ' .'])}"
                 for _ in range(6)
             ]
         )
@@ -130,10 +77,9 @@ def real_captions(path: Path, pictures: int) -> list[list[str]]:
     return [usable[i % len(usable)] for i in range(pictures)]
 
 
-def ours(predictions: list[str], references: list[list[str]]) -> dict[str, float]:
+def ours(modules: list, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
     result = {}
-    for name in ("bleu", "rouge_l", "cider"):
-        module = evaluate.load(str(METRICS / name), keep_in_memory=True)
+    for module in modules:
         result |= module.compute(predictions=predictions, references=references)
     return {name: value for name, value in result.items() if not name.endswith("_ci95")}
 
@@ -159,9 +105,10 @@ def main() -> None:
     )
     predictions, references = [texts[0] for texts in captions], [texts[1:] for texts in captions]
 
-    ours(predictions[:10], references[:10])  # imports, and the modules' folders on disk
+    # imported before the clock starts, as the peer's classes are
+    modules = [evaluate.load(str(METRICS / name), keep_in_memory=True) for name in ("bleu", "rouge_l", "cider")]
     start = time.perf_counter()
-    values = ours(predictions, references)
+    values = ours(modules, predictions, references)
     our_seconds = time.perf_counter() - start
 
     start = time.perf_counter()
