@@ -11,7 +11,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from .bootstrap import intervals
+from .bootstrap import N_BOOTSTRAP, SEED, intervals
 from .captions import code, flatten
 from .ngrams import counts, locate, split
 from .ptb_tokenizer import tokenize
@@ -64,20 +64,36 @@ class Bleu(evaluate.Metric):
         )
 
     def compute(
-        self, *, predictions: list[str] | None = None, references: list[list[str]] | None = None
+        self,
+        *,
+        predictions: list[str] | None = None,
+        references: list[list[str]] | None = None,
+        n_bootstrap: int = N_BOOTSTRAP,
+        seed: int = SEED,
     ) -> dict | None:
         """What `_compute` returns, for the captions given or, without them, for what `add` and `add_batch` were given."""
+        if (predictions is None) != (references is None):
+            raise ValueError("predictions and references are scored together, but only one of them was given")
         # evaluate writes what it is given to Arrow and reads it back, which would take as long as scoring it; only what was
         # added in batches or is spread over processes needs that
         if predictions is None or self.num_process > 1:
-            return super().compute(predictions=predictions, references=references)
-        return self._compute(predictions, references)
+            return super().compute(predictions=predictions, references=references, n_bootstrap=n_bootstrap, seed=seed)
+        for record, right in enumerate(references):
+            if isinstance(right, str):  # Arrow would have refused it; here its letters would pass for captions
+                raise ValueError(f"record {record}: its references are the string {right!r}, not a list of strings")
+        return self._compute(predictions, references, n_bootstrap, seed)
 
-    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float | list[float]]:
-        """{"bleu_1", ..., "bleu_4"}, each with a `_ci95` by bootstrap over pictures. Raises ValueError as `flatten` does."""
+    def _compute(
+        self, predictions: list[str], references: list[list[str]], n_bootstrap: int = N_BOOTSTRAP, seed: int = SEED
+    ) -> dict[str, float | list[float]]:
+        """
+        {"bleu_1", ..., "bleu_4"}, each with a `_ci95`; the interval resamples pictures' statistics. Raises ValueError as
+        `flatten` and `intervals` do.
+        """
         table = statistics(predictions, references)
         figures = {f"bleu_{order}": partial(bleu, order=order) for order in range(1, ORDERS + 1)}
         result = {}
-        for (name, figure), ci95 in zip(figures.items(), intervals(table, list(figures.values())), strict=True):
+        limits = intervals(table, list(figures.values()), n_bootstrap, seed)
+        for (name, figure), ci95 in zip(figures.items(), limits, strict=True):
             result |= {name: float(figure(table.sum(0))), f"{name}_ci95": ci95}
         return result

@@ -79,8 +79,8 @@ _TOKEN = re.compile(
     | {_LINKED}(?:[!?]{_LINKED})* (?:\.(?=[,;:]))?
     | -{{5,}} | [!?]{{2,}} | \*+ | _+ | \#+ | @+ | << | >>
     | [¹²³¼½¾⅐-⅞⁰-₉]
-    | [^\s\w'"`.,:;!?\-\x00-\x1f\x7f\x81-\x9f\u00ad\u061c\u2010-\u2015\u2018\u2019\u201b-\u201d\u2024-\u2027\u202a-\u202e\u203c\u203d
-        \u2043\u2045-\u206f\u20a1-\u20a3\u20a5-\u20ab\u20ad-\u20ff«»‹›〝〞\u200b-\u200f\ufe00-\ufe0f\ufeff\U00010000-\U0010ffff]
+    | [^\s\w'"`.,:;!?\-\x00-\x1f\x7f\x81-\x9f\u00ad\u061c\u2010-\u2015\u2018\u2019\u201b-\u201d\u2024-\u2027
+        \u202a-\u202e\u203c\u203d\u2043\u2045-\u206f\u20a1-\u20a3\u20a5-\u20ab\u20ad-\u20ff«»‹›〝〞\u200b-\u200f\ufe00-\ufe0f\ufeff\U00010000-\U0010ffff]
     """,
     re.IGNORECASE | re.VERBOSE,
 )
@@ -112,19 +112,23 @@ class _SharedToken(Exception):
 
 
 class _Words(dict):
-    """The tokens of what stands between two spaces, found once."""
+    """The token of what stands between two spaces, or None where that is no token or several, which `several` lists."""
 
-    def __missing__(self, word: str) -> list[str]:
+    def __init__(self):
+        self.several: dict[str, list[str]] = {}
+
+    def __missing__(self, word: str) -> str | None:
         if _SHARED.search(word):
             raise _SharedToken
-        self[word] = found = _tokens(word)
-        return found
+        self.several[word] = found = _tokens(word)
+        self[word] = token = found[0] if len(found) == 1 else None
+        return token
 
 
 def tokenize(captions: list[str]) -> list[list[str]]:
     """The tokens of each caption, in lower case and without punctuation marks; none for an empty caption."""
     words = _Words()  # captions say few different words: most are looked up, and the expression above hardly costs
-    lookup, result = words.__getitem__, []
+    one, several, result = words.__getitem__, words.several.__getitem__, []
     # lists of strings cannot form cycles, but making thousands has the collector walk everything there is, again and again
     collecting = gc.isenabled()
     gc.disable()
@@ -132,8 +136,11 @@ def tokenize(captions: list[str]) -> list[list[str]]:
         for caption in captions:
             if not caption.isascii():
                 caption = caption.translate(_SPELLED)
+            spaced = caption.split()
             try:
-                tokens = list(chain.from_iterable(map(lookup, caption.split())))
+                tokens = list(map(one, spaced))
+                if None in tokens:
+                    tokens = list(chain.from_iterable(map(several, spaced)))
             except _SharedToken:
                 tokens = _tokens(caption.replace("\n", " "))
             result.append(tokens)

@@ -41,54 +41,61 @@ _L = rf"(?:(?!\d){_C})"
 _END = rf"(?!{_W})"
 _WORD = rf"{_C}(?:(?:{_W}|_)*{_W})?"
 _LINKED = rf"{_WORD}(?:[-/\u2010\u2011]{_WORD})*"
-_NUMBER = r"\d+(?:[.,:]\d+)+"
+_NUMBER = r"\d++(?:[.,:]\d++)++"  # never given back: in "2.0.0b1" it is 2.0.0, not 2.0
+_ATTRIBUTE = r"""\s+[a-z][a-z0-9_.:-]*(?:\s*=\s*(?:"[^"<>]*"|'[^'<>]*'))?"""
+_ENTITY = r"&[aeiou](?:acute|grave|uml);"  # an accented letter; the other letters' entities are not known
 _SUFFIX = rf"'(?:s|m|d|re|ve|ll){_END}"
 
 # the first alternative that matches wins: exceptions come before words, and words before single characters
 _TOKEN = re.compile(
     rf"""
     [<>]?[:;=]['*o-]?(?:[][()}}{{dp|\\@]|(?-i:O)){_END} | [-^=~<>']_[-^=~<>']         # emoticons
-    | </?[a-z][^<>]*>                                                                # tags
+    | <[a-z][a-z0-9_.:-]*(?:{_ATTRIBUTE})*\s*/?> | </[a-z][a-z0-9_.:-]*> | <[!?][a-z-][^<>]*> | <[\w.-]+@[\w.-]+>  # tags
     | https?://[^\s"<>()]+\.[^\s"<>()]*[^\s"<>().,;:?!']                             # addresses: the web's, mail's
     | www\.[^\s"<>()]+\.[^\s"<>()]*[^\s"<>().,;:?!']
     | [\w.+-]*\w@\w[\w-]*(?:\.\w[\w-]*)*
     | @[a-z]\w* | \#[a-z]\w*
-    | '' | &(?:amp|lt|gt|quot);
+    | '' | &(?:amp|lt|gt|quot|nbsp|[mn]dash); | &\#\d+; | {_L}*(?:{_ENTITY}{_L}*)+
+    | -[lr][rcs]b- | (?:anti|pro)-(?!{_C})
     | can(?=not{_END}(?!'\w)) | gon(?=na{_END}) | got(?=ta{_END}) | wan(?=na{_END}) | gim(?=me{_END}) | lem(?=me{_END})
-    | '?t(?=(?:is|was){_END})(?<='t) | y'(?={_L}) | j'(?={_L}) | [dl]'(?={_L}{_END})
-    | {_L}+?(?<!n)(?=n't{_END}) | n't{_END}
-    | (?:ma'am|o'o){_END} | o'clock{_END}
+    | '?t(?=(?:is|was){_END})(?<='t) | y'(?=(?!d{_END}){_L}) | j'(?={_L}) | [dl]'(?={_L}{_END})
+    | {_L}+?(?<!n)(?=n't) | n't{_L}*
+    | (?:ma'am|o'o|o'clock|e'er|hallowe'ens?){_END} | cap'n | c'(?:est|mon) | ev'ry | li'l | nat'l | s'mores
+    | (?:ne|qu|wi)'{_L}+
     | (?!.'(?:re|ve|ll|tis){_END})(?:[dlno]|(?-i:[A-HJ-XZ]))'{_L}{{2,}}
-    | {_SUFFIX} | '\d\d(?:s?(?=n't)|s{_END}|{_END}(?!['%:])) | 'em | '(?:cause|till?){_END} | 'n(?:'|{_END})
-    | (?:[djl]|ol)'(?=\s|$)
+    | {_SUFFIX} | '[1-9]0s{_END} | '\d\d(?=\s|$) | 'em | '(?:cause|till?){_END} | 'n(?:'|{_END})
+    | [djl]'(?=\s|$) | ol'(?=\s|$|{_L})
     | \(\d{{3}}\)[ ]?\d{{3}}[- ]\d{{4}}{_END}                                        # telephones
     | \d+[- ]\d+/\d+(?!\w) | \d+\\?/\d+(?:/\d+)*(?:-{_WORD})*{_END} | \d+\u2044\d+{_END}        # fractions, dates
     | (?-i:[A-Z]{{1,2}})\$ | c\+\+ | [cf]\#
-    | (?-i:[A-Z]+(?:&[A-Z]+)+){_END}
-    | {_L}(?:\.{_L})+\.(?:-(?:{_L}(?:\.{_L})+\.|{_WORD}))*{_END} | ph\.?d\.          # U.S., a.m.
+    | (?-i:[A-Z]+(?:&[A-Z]+)+)
+    | (?:[a-z0-9]+-)*{_L}(?:\.{_L})+\.(?:-(?:{_L}(?:\.{_L})+\.|{_WORD}))*{_END} | ph\.?d\.          # U.S., a.m.
     | (?:{_any(_ABBREVIATIONS)}|(?-i:{_TITLES}))\.{_END}
     | (?:{_any(_NUMBERED)})\.(?=\s*\d)
     | {_L}{_W}*(?:\.{_L}{_W}*)+                                                      # node.js, end.Next
     | {_L}\.(?!{_L}|\s+(?=(?-i:[A-Z]))(?:{_any(_STARTERS)}){_END})                     # initials
+    | \d+(?:\.\d+)*\.x(?:-{_WORD})*{_END}                                               # versions
     | (?:[-+]?[.,:]\d+(?:[.,:]\d+)*|{_NUMBER}(?:-{_WORD})*{_END}|{_NUMBER}|[-+]\d+(?:[.,:]\d+)*)
     | {_LINKED}(?:[!?]{_LINKED})* (?:\.(?=[,;:]))?
     | -{{5,}} | [!?]{{2,}} | \*+ | _+ | \#+ | @+ | << | >>
     | [¹²³¼½¾⅐-⅞⁰-₉]
-    | [^\s\w'"`.,:;!?\-\u00ad\u2010-\u2015\u2018\u2019\u201b-\u201d\u2026\u2025«»‹›〝〞\u200b-\u200f\ufe0f\U00010000-\U0010ffff]
+    | [^\s\w'"`.,:;!?\-\x00-\x1f\x7f\x81-\x9f\u00ad\u061c\u2010-\u2015\u2018\u2019\u201b-\u201d\u2024-\u2027
+        \u202a-\u202e\u203c\u203d\u2043\u2045-\u206f\u20a1-\u20a3\u20a5-\u20ab\u20ad-\u20ff«»‹›〝〞\u200b-\u200f\ufe00-\ufe0f\ufeff\U00010000-\U0010ffff]
     """,
     re.IGNORECASE | re.VERBOSE,
 )
 _SPELLED = str.maketrans("’", "'")
-_NAMES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "", "''": "", "£": "#", "€": "$", "¢": "cents"}
-_NAMES |= {"½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3", "⅛": "1/8"}
+_NAMES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "", "''": "", "&nbsp;": "", "&mdash;": "", "&ndash;": ""}
+_NAMES |= {"£": "#", "€": "$", "\x80": "$", "¤": "$", "₠": "$", "¢": "cents"}
+_NAMES |= {"½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"}
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 # words that may share a token with a neighbour, or are read by it: a fraction after a number, "no." before one, initials, tags
-_SHARED = re.compile(rf"^\d+\\?/\d|^\W*(?:{_any(_NUMBERED)}|{_L})\.\W*$|\(\d{{3}}\)|<[a-z/]", re.IGNORECASE)
+_SHARED = re.compile(rf"^\d+\\?/\d|^\W*(?:{_any(_NUMBERED)}|{_L})\.\W*$|\(\d{{3}}\)|<[a-z/!?]", re.IGNORECASE)
 
 
 def _tokens(text: str) -> list[str]:
     found = []
-    for token in _TOKEN.findall(text):
+    for token in _TOKEN.findall(text.replace("&apos;", "'")):
         token = token.lower()
         if not (token.isascii() and token.isalnum()):
             token = _NAMES.get(token, token).replace(" ", "\xa0").replace("\u00ad", "")
@@ -105,19 +112,23 @@ class _SharedToken(Exception):
 
 
 class _Words(dict):
-    """The tokens of what stands between two spaces, found once."""
+    """The token of what stands between two spaces, or None where that is no token or several, which `several` lists."""
 
-    def __missing__(self, word: str) -> list[str]:
+    def __init__(self):
+        self.several: dict[str, list[str]] = {}
+
+    def __missing__(self, word: str) -> str | None:
         if _SHARED.search(word):
             raise _SharedToken
-        self[word] = found = _tokens(word)
-        return found
+        self.several[word] = found = _tokens(word)
+        self[word] = token = found[0] if len(found) == 1 else None
+        return token
 
 
 def tokenize(captions: list[str]) -> list[list[str]]:
     """The tokens of each caption, in lower case and without punctuation marks; none for an empty caption."""
     words = _Words()  # captions say few different words: most are looked up, and the expression above hardly costs
-    lookup, result = words.__getitem__, []
+    one, several, result = words.__getitem__, words.several.__getitem__, []
     # lists of strings cannot form cycles, but making thousands has the collector walk everything there is, again and again
     collecting = gc.isenabled()
     gc.disable()
@@ -125,8 +136,11 @@ def tokenize(captions: list[str]) -> list[list[str]]:
         for caption in captions:
             if not caption.isascii():
                 caption = caption.translate(_SPELLED)
+            spaced = caption.split()
             try:
-                tokens = list(chain.from_iterable(map(lookup, caption.split())))
+                tokens = list(map(one, spaced))
+                if None in tokens:
+                    tokens = list(chain.from_iterable(map(several, spaced)))
             except _SharedToken:
                 tokens = _tokens(caption.replace("\n", " "))
             result.append(tokens)

@@ -7,7 +7,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from .bootstrap import interval
+from .bootstrap import N_BOOTSTRAP, SEED, interval
 from .captions import code, flatten
 from .ptb_tokenizer import tokenize
 
@@ -74,20 +74,34 @@ class RougeL(evaluate.Metric):
         )
 
     def compute(
-        self, *, predictions: list[str] | None = None, references: list[list[str]] | None = None
+        self,
+        *,
+        predictions: list[str] | None = None,
+        references: list[list[str]] | None = None,
+        n_bootstrap: int = N_BOOTSTRAP,
+        seed: int = SEED,
     ) -> dict | None:
         """What `_compute` returns, for the captions given or, without them, for what `add` and `add_batch` were given."""
+        if (predictions is None) != (references is None):
+            raise ValueError("predictions and references are scored together, but only one of them was given")
         # evaluate writes what it is given to Arrow and reads it back, which would take as long as scoring it; only what was
         # added in batches or is spread over processes needs that
         if predictions is None or self.num_process > 1:
-            return super().compute(predictions=predictions, references=references)
-        return self._compute(predictions, references)
+            return super().compute(predictions=predictions, references=references, n_bootstrap=n_bootstrap, seed=seed)
+        for record, right in enumerate(references):
+            if isinstance(right, str):  # Arrow would have refused it; here its letters would pass for captions
+                raise ValueError(f"record {record}: its references are the string {right!r}, not a list of strings")
+        return self._compute(predictions, references, n_bootstrap, seed)
 
-    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float | list[float]]:
-        """{"rouge_l", "rouge_l_ci95"}, the interval by bootstrap over pictures. Raises ValueError as `flatten` does."""
+    def _compute(
+        self, predictions: list[str], references: list[list[str]], n_bootstrap: int = N_BOOTSTRAP, seed: int = SEED
+    ) -> dict[str, float | list[float]]:
+        """
+        {"rouge_l", "rouge_l_ci95"}; the interval resamples pictures' scores. Raises ValueError as `flatten` and `interval` do.
+        """
         each = scores(predictions, references)
         pictures = len(each)
         return {
             "rouge_l": float(each.mean()),
-            "rouge_l_ci95": interval(each[:, None], lambda sums: sums[..., 0] / pictures),
+            "rouge_l_ci95": interval(each[:, None], lambda sums: sums[..., 0] / pictures, n_bootstrap, seed),
         }

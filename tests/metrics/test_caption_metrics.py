@@ -37,6 +37,17 @@ TOKENS = {
     "AT&T a&b &amp; #1 #tag a@b.com": "at&t a & b & # 1 #tag a@b.com",
     "smile :) :-( ;D <3": "smile :-rrb- :--lrb- ;d < 3",
     "naïve café 日本 5°": "naïve café 日本 5 °",
+    "do's and don'ts": "do 's and do n'ts",
+    "5'10\" tall in '99, the '90s or '05": "5 10 tall in 99 the '90s or '05",
+    "M&Ms and R&B's a Q&A": "m&m s and r&b 's a q&a",
+    "Cap'n ate s'mores, ne'er li'l; c'est qu'il": "cap'n ate s'mores ne'er li'l c'est qu'il",
+    "the non-U.S. team, anti- and pro-war": "the non-u.s. team anti- and pro-war",
+    "version 2.0.0b1 or 1.x": "version 2.0.0 b1 or 1.x",
+    "it&apos;s&nbsp;a caf&eacute; &mdash; &#39;": "it 's a caf&eacute; &#39;",
+    "<http://x.com> <a b='c'> <p@> </p>": "< http://x.com > <a\xa0b='c'> < p @ > </p>",
+    "-LRB- and -rrb-": "-lrb- and -rrb-",
+    "₹5 or 5₤ \ufeffand\x07 ¤": "5 or 5 ₤ and $",
+    "a 😀 dog😀s": "a dog s",
     "two\nlines": "two lines",
     " . ": "",
     "": "",
@@ -45,6 +56,13 @@ TOKENS = {
 
 def load(name: str) -> evaluate.Metric:
     return evaluate.load(str(METRICS / name), keep_in_memory=True)
+
+
+def varied() -> dict[str, list]:
+    """Sixty pictures, no two alike, so that every resample has its own figure."""
+    words = np.random.default_rng(0).choice("a the dog cat runs sits on mat red".split(), size=(60, 3, 9))
+    texts = [[" ".join(caption) for caption in picture] for picture in words]
+    return {"predictions": [some[0] for some in texts], "references": [some[1:] for some in texts]}
 
 
 @pytest.fixture
@@ -138,9 +156,7 @@ def test_a_caption_is_tokenised_as_it_is_among_others(tokenize):
 @pytest.mark.parametrize("name", ["bleu", "rouge_l", "cider"])
 class TestEveryCaptionMetric:
     def test_intervals_hold_their_figure_and_repeat(self, name):
-        words = np.random.default_rng(0).choice("a the dog cat runs sits on mat red".split(), size=(60, 3, 9))
-        texts = [[" ".join(caption) for caption in picture] for picture in words]
-        ask = {"predictions": [t[0] for t in texts], "references": [t[1:] for t in texts]}
+        ask = varied()
         result = load(name).compute(**ask)
         assert result == load(name).compute(**ask)
         for figure in (key for key in result if not key.endswith("_ci95")):
@@ -161,6 +177,31 @@ class TestEveryCaptionMetric:
         with pytest.raises(ValueError, match="no predictions"):
             load(name).compute(predictions=[], references=[])
 
+    def test_references_that_are_one_string_are_named_not_spelled(self, name):
+        with pytest.raises(ValueError, match="record 1.*'the cat'"):
+            load(name).compute(predictions=["a dog", "a cat"], references=[["the dog"], "the cat"])
+
+    def test_predictions_without_references_are_refused(self, name):
+        with pytest.raises(ValueError, match="references"):
+            load(name).compute(predictions=["a dog"])
+
+    def test_the_seed_and_number_of_resamples_change_the_interval_only(self, name):
+        ask = varied()
+        usual = load(name).compute(**ask)
+        assert load(name).compute(**ask, n_bootstrap=1000, seed=0) == usual
+        for option in ({"seed": 1}, {"n_bootstrap": 50}):
+            other = load(name).compute(**ask, **option)
+            differ = {key for key in usual if usual[key] != other[key]}
+            assert differ and all(key.endswith("_ci95") for key in differ)
+
+    def test_one_resample_is_an_interval_of_no_width(self, name):
+        result = load(name).compute(predictions=PREDICTIONS, references=REFERENCES, n_bootstrap=1)
+        assert all(low == high for key, (low, high) in ((k, v) for k, v in result.items() if k.endswith("_ci95")))
+
+    def test_no_resamples_are_refused(self, name):
+        with pytest.raises(ValueError, match="n_bootstrap is 0"):
+            load(name).compute(predictions=PREDICTIONS, references=REFERENCES, n_bootstrap=0)
+
     def test_a_picture_without_references_is_named(self, name):
         with pytest.raises(ValueError, match="record 1"):
             load(name).compute(predictions=["a", "b"], references=[["a"], []])
@@ -179,32 +220,87 @@ def test_helpers_are_the_same_in_every_folder():
     assert [name for name, contents in copies.items() if len(contents) > 1] == []
 
 
+def peer_scores(said: dict[int, list[str]], right: dict[int, list[str]]) -> dict[str, float]:
+    """What pycocoevalcap's scorers make of tokens, {picture: captions of words with one space between}."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    with contextlib.redirect_stdout(io.StringIO()):  # Bleu prints
+        bleu = Bleu(4).compute_score(right, said)[0]
+    expected = {f"bleu_{n}": value for n, value in enumerate(bleu, 1)}
+    return expected | {
+        "rouge_l": Rouge().compute_score(right, said)[0],
+        "cider": Cider().compute_score(right, said)[0],
+    }
+
+
+def our_scores(predictions: list[str], references: list[list[str]]) -> dict[str, float]:
+    result = {}
+    for name in ("bleu", "rouge_l", "cider"):
+        result |= load(name).compute(predictions=predictions, references=references)
+    return {key: value for key, value in result.items() if not key.endswith("_ci95")}
+
+
+def java_tokens(texts: list[list[str]]) -> dict[int, list[str]]:
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    return PTBTokenizer().tokenize({i: [{"caption": text} for text in some] for i, some in enumerate(texts)})
+
+
+def test_the_same_tokens_score_what_pycocoevalcap_gives_them(tokenize):
+    pytest.importorskip("pycocoevalcap")
+    rng = np.random.default_rng(0)
+    vocabulary = "a the dog cat's isn't 3 1/2 runs sits, on mat red . (big) U.S. ½".split()
+    # pictures have 1 to 4 references; captions 0 to 12 words, so some are empty and many too short for a 4-gram
+    texts = [
+        [" ".join(rng.choice(vocabulary, size=rng.integers(13))) for _ in range(rng.integers(2, 6))] for _ in range(80)
+    ]
+    predictions, references = [some[0] for some in texts], [some[1:] for some in texts]
+    said, right = (
+        {i: [" ".join(tokens) for tokens in tokenize(some)] for i, some in enumerate(each)}
+        for each in ([[text] for text in predictions], references)
+    )
+    assert our_scores(predictions, references) == pytest.approx(peer_scores(said, right), abs=1e-9)
+
+
 @pytest.mark.slow
 @pytest.mark.real_data
 def test_real_captions_score_what_pycocoevalcap_gives_them(real_data):
     pytest.importorskip("pycocoevalcap")
-    from pycocoevalcap.bleu.bleu import Bleu
-    from pycocoevalcap.cider.cider import Cider
-    from pycocoevalcap.rouge.rouge import Rouge
-    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-
     captions: dict[int, list[str]] = {}
     for path in sorted((real_data / "coco2017" / "annotations").glob("captions_*.json")):
         for row in json.loads(path.read_text())["annotations"]:
             captions.setdefault(row["image_id"], []).append(row["caption"])
     texts = [some for some in captions.values() if len(some) > 1]
+    assert texts
     for left_out in range(min(map(len, texts))):
         predictions = [some[left_out] for some in texts]
         references = [some[:left_out] + some[left_out + 1 :] for some in texts]
-        right, said = (
-            PTBTokenizer().tokenize({i: [{"caption": text} for text in some] for i, some in enumerate(each)})
-            for each in (references, [[text] for text in predictions])
-        )
-        with contextlib.redirect_stdout(io.StringIO()):
-            bleu = Bleu(4).compute_score(right, said)[0]
-        expected = {f"bleu_{n}": value for n, value in enumerate(bleu, 1)}
-        expected |= {"rouge_l": Rouge().compute_score(right, said)[0], "cider": Cider().compute_score(right, said)[0]}
-        result = {}
-        for name in ("bleu", "rouge_l", "cider"):
-            result |= load(name).compute(predictions=predictions, references=references)
-        assert {name: result[name] for name in expected} == pytest.approx(expected, abs=1e-4)
+        expected = peer_scores(java_tokens([[text] for text in predictions]), java_tokens(references))
+        assert our_scores(predictions, references) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+def test_real_sentences_have_the_tokens_java_gives_them(real_data, tokenize):
+    pytest.importorskip("pycocoevalcap")
+    sentences = [json.loads(line)["sentence"] for line in (real_data / "nlvr" / "dev" / "dev.json").open()]
+    sentences += [row[0] for row in json.loads((real_data / "easy_vqa" / "train" / "questions.json").read_text())]
+    for path in sorted((real_data / "pope").glob("*.json")):
+        sentences += [json.loads(line)["text"] for line in path.open()]
+    for path in sorted((real_data / "coco2017" / "annotations").glob("captions_*.json")):
+        sentences += [row["caption"] for row in json.loads(path.read_text())["annotations"]]
+    sentences = sorted(set(sentences))
+    assert len(sentences) > 500
+    found = [" ".join(tokens) for tokens in tokenize(sentences)]
+    java = java_tokens([[sentence] for sentence in sentences])
+    assert found == [java[i][0] for i in range(len(sentences))]
+
+
+@pytest.mark.slow
+def test_the_table_of_tokens_is_what_java_gives(tokenize):
+    pytest.importorskip("pycocoevalcap")
+    captions = [caption for caption in TOKENS if caption.strip()]
+    java = java_tokens([[caption] for caption in captions])
+    assert [java[i][0] for i in range(len(captions))] == [TOKENS[caption] for caption in captions]
