@@ -112,23 +112,19 @@ class _SharedToken(Exception):
 
 
 class _Words(dict):
-    """The token of what stands between two spaces, or None where that is no token or several, which `several` lists."""
+    """The tokens of what stands between two spaces, found once."""
 
-    def __init__(self):
-        self.several: dict[str, list[str]] = {}
-
-    def __missing__(self, word: str) -> str | None:
+    def __missing__(self, word: str) -> list[str]:
         if _SHARED.search(word):
             raise _SharedToken
-        self.several[word] = found = _tokens(word)
-        self[word] = token = found[0] if len(found) == 1 else None
-        return token
+        self[word] = found = _tokens(word)
+        return found
 
 
 def tokenize(captions: list[str]) -> list[list[str]]:
     """The tokens of each caption, in lower case and without punctuation marks; none for an empty caption."""
     words = _Words()  # captions say few different words: most are looked up, and the expression above hardly costs
-    one, several, result = words.__getitem__, words.several.__getitem__, []
+    lookup, result = words.__getitem__, []
     # lists of strings cannot form cycles, but making thousands has the collector walk everything there is, again and again
     collecting = gc.isenabled()
     gc.disable()
@@ -136,11 +132,8 @@ def tokenize(captions: list[str]) -> list[list[str]]:
         for caption in captions:
             if not caption.isascii():
                 caption = caption.translate(_SPELLED)
-            spaced = caption.split()
             try:
-                tokens = list(map(one, spaced))
-                if None in tokens:
-                    tokens = list(chain.from_iterable(map(several, spaced)))
+                tokens = list(chain.from_iterable(map(lookup, caption.split())))
             except _SharedToken:
                 tokens = _tokens(caption.replace("\n", " "))
             result.append(tokens)
