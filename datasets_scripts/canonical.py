@@ -35,6 +35,14 @@ CAPTION_FEATURES = datasets.Features(
 )
 
 
+def turns(prompt: str, completion: str) -> dict[str, list[dict[str, str]]]:
+    """What is asked and what is answered, as the conversational columns `prompt` and `completion`."""
+    return {
+        "prompt": [{"role": "user", "content": prompt}],
+        "completion": [{"role": "assistant", "content": completion}],
+    }
+
+
 def caption_rows(
     images: list, captions: list[str], image_id: str, prompt: str, regions: list[dict], rows: str
 ) -> Iterator[dict]:
@@ -45,8 +53,7 @@ def caption_rows(
     for caption in captions if rows == "caption" else captions[:1]:
         yield {
             "images": images,
-            "prompt": [{"role": "user", "content": prompt}],
-            "completion": [{"role": "assistant", "content": caption}],
+            **turns(prompt, caption),
             "references": captions,
             "image_id": image_id,
             "regions": regions,

@@ -1,8 +1,8 @@
 """
 Scenes: the miniature world as a dataset. No downloads; every row is drawn when it is asked for, the same everywhere.
 
-    Scenes("captions").as_streaming_dataset("train")                    rows as they are drawn, thousands a second
-    Scenes("captions", num_train=20_000).download_and_prepare(); ...    or written to Arrow first
+    Scenes(config_name="captions").as_streaming_dataset("train")                    rows as they are drawn
+    Scenes(config_name="captions", num_train=20_000).download_and_prepare(); ...    or written to Arrow first
 
 Tasks (the builder's configs), in canonical columns; all but "preferences" and "alignment" also carry references and regions:
     captions      prompt: "Describe the picture."; completion: one of five wordings (row i has wording i mod 5); references: all
@@ -24,7 +24,7 @@ from random import Random
 
 import datasets
 
-from datasets_scripts.canonical import CAPTION_FEATURES, PROMPT
+from datasets_scripts.canonical import CAPTION_FEATURES, PROMPT, turns
 from datasets_scripts.scene_description import SPLITS, Scene, describe
 from datasets_scripts.scene_drawing import draw, png
 from datasets_scripts.scene_language import captions, notes, preferences, questions
@@ -121,21 +121,24 @@ class Scenes(datasets.GeneratorBasedBuilder):
                 said = captions(scene)
                 yield (
                     scene.image_id,
-                    {**common, **_turns(PROMPT, said[row % 5]), "references": said, "regions": regions},
+                    {**common, **turns(PROMPT, said[row % 5]), "references": said, "regions": regions},
                 )
             elif config.name == "questions":
                 for asked in questions(scene):
                     answer = asked["answer"]
-                    turns = _turns(asked["question"], answer)
+                    asked_answered = turns(asked["question"], answer)
                     yield (
                         f"{scene.image_id}-{asked['kind']}",
-                        {**common, **turns, "references": [answer], "regions": regions},
+                        {**common, **asked_answered, "references": [answer], "regions": regions},
                     )
             elif config.name == "preferences":
                 for pair in preferences(scene):
-                    turns = _turns(PROMPT, pair["chosen"])
-                    both = {"chosen": turns["completion"], "rejected": _turns("", pair["rejected"])["completion"]}
-                    row_ = {**common, "prompt": turns["prompt"], **both, "flaw": pair["flaw"]}
+                    asked_answered = turns(PROMPT, pair["chosen"])
+                    both = {
+                        "chosen": asked_answered["completion"],
+                        "rejected": turns("", pair["rejected"])["completion"],
+                    }
+                    row_ = {**common, "prompt": asked_answered["prompt"], **both, "flaw": pair["flaw"]}
                     yield f"{scene.image_id}-{pair['flaw']}", row_
             else:
                 yield scene.image_id, {"image": picture, "text": captions(scene)[row % 5], "scene": told}
@@ -146,15 +149,8 @@ def _reading(scene: Scene, row: int) -> dict[str, list[dict[str, str]]]:
     said, asked = captions(scene), questions(scene)
     if rng.random() < 0.15:
         one = asked[int(rng.random() * len(asked))]
-        return _turns(f"{notes(scene, rng, places=True)}\n{one['question']}", one["answer"])
+        return turns(f"{notes(scene, rng, places=True)}\n{one['question']}", one["answer"])
     if rng.random() < 0.1:
-        return _turns(PROMPT, said[row % 5])
+        return turns(PROMPT, said[row % 5])
     wording = row % 5  # the last two say where things are
-    return _turns(f"{notes(scene, rng, places=wording > 2 or rng.random() < 0.5)}\n{PROMPT}", said[wording])
-
-
-def _turns(prompt: str, completion: str) -> dict[str, list[dict[str, str]]]:
-    return {
-        "prompt": [{"role": "user", "content": prompt}],
-        "completion": [{"role": "assistant", "content": completion}],
-    }
+    return turns(f"{notes(scene, rng, places=wording > 2 or rng.random() < 0.5)}\n{PROMPT}", said[wording])

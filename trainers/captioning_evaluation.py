@@ -163,7 +163,8 @@ def evaluate_captions(
 
 def sheet(rows: Dataset, predictions: list[str], path: Path) -> None:
     """The first pictures with what was said and what is right under each."""
-    some = [rows[i] for i in range(min(SHEET, len(rows))) if rows[i]["images"]]
+    first = rows.select(range(min(SHEET, len(rows))))
+    some = [row for row in first if row["images"]]
     lines = [
         [("predicted", said), ("reference", row["references"][0])] for row, said in zip(some, predictions, strict=False)
     ]

@@ -6,11 +6,12 @@ Pillow's own font does not. No caption is ever cut: the longest one decides how 
 """
 
 import math
-import os
 import unicodedata
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from trainers.run_folder import write_whole
 
 
 MARGIN = 20  # between cells and around them
@@ -51,7 +52,7 @@ def contact_sheet(
             if indent:
                 draw.text(at, _clean(label), COLOURS[labels.index(label) % len(COLOURS)], font)
             draw.text((x + indent, at[1]), words, INK, font)
-    _save(path, lambda temporary: canvas.save(temporary, "PNG"))
+    write_whole(path, lambda temporary: canvas.save(temporary, "PNG"))
 
 
 def loss_plot(log: list[dict], path: str | Path) -> None:
@@ -96,7 +97,7 @@ def loss_plot(log: list[dict], path: str | Path) -> None:
             axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))  # beside the curves, never on them
     if panels:
         axes[-1].set_xlabel("step")
-    _save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
+    write_whole(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
@@ -151,12 +152,3 @@ def _wrapped(lines: list[tuple[str, str]], font: ImageFont.FreeTypeFont, width: 
                 line += c
         out.append((label, indent, line))
     return out
-
-
-def _save(path: str | Path, write) -> None:
-    """Call `write` with a temporary name beside `path`, then rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    write(temporary)
-    temporary.replace(path)

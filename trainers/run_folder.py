@@ -4,18 +4,22 @@ What a run leaves behind, written so that a kill at any moment leaves the old fi
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write to a temporary name beside `path`, then rename."""
+def write_whole(path: str | Path, write: Callable[[Path], Any]) -> None:
+    """`write` to a temporary name beside `path`, then rename."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    write(temporary)
     temporary.replace(path)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, content: Any) -> None:
