@@ -33,6 +33,10 @@ class OSSightConfig(PreTrainedConfig):
     fusion_num_heads: int | None = None  # None: the language model's
     alpha_align: float = 0.1  # weight of the cosine alignment loss; 0 leaves it out
     tie_word_embeddings: bool | None = None  # None: as the language model has it
+    save_towers: bool = True  # False: checkpoints name unchanged towers by Hub id and commit instead of carrying them
+    towers: dict | None = (
+        None  # what this checkpoint does not carry: part -> {id, commit, files: {name: sha256}, quantization}
+    )
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)

@@ -13,21 +13,35 @@ Unusual:
 - When training with labels, logits exist at labelled positions only, shape (labelled, vocab): Qwen's vocabulary is 152 k.
 - Adapter and fusion are float32 whatever the towers are.
 
-Travels to the Hub with: configuration_ossight.py, bridges.py, fusion.py.
+- A checkpoint may name frozen towers on the Hub instead of carrying them (`config.save_towers = False`): tens of megabytes.
+- 4-bit loading reaches the language model only, whoever asks for it.
+
+Travels to the Hub with: configuration_ossight.py, bridges.py, fusion.py, towers.py.
 """
 
+import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, BitsAndBytesConfig, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
-from transformers.utils import logging
 
 from .bridges import MLPAdapter, pixel_shuffle
 from .configuration_ossight import OSSightConfig
 from .fusion import GatedCrossAttention
+from .towers import (
+    TowerSource,
+    fetch,
+    find_commit,
+    fingerprint,
+    hashes,
+    load_text_tower,
+    load_vision_tower,
+    weight_files,
+)
 
 
 @dataclass
@@ -71,6 +85,72 @@ class OSSightPreTrainedModel(PreTrainedModel):
         if isinstance(module, (MLPAdapter, GatedCrossAttention)):
             module.init_weights()
 
+    @classmethod
+    def from_pretrained(cls, name, *args, quantization_config: Any = None, **kwargs):
+        """
+        `quantization_config` reaches the language model only; by default it is the one that a checkpoint's language model was
+        trained in. Raises ValueError for one that cannot be kept to it, OSError and ValueError for towers left to the Hub that
+        cannot be fetched or are not what they were.
+        """
+        config = kwargs.get("config")
+        if config is None:
+            config = cls.config_class.from_pretrained(name, **{k: kwargs[k] for k in _HUB_ARGUMENTS if k in kwargs})
+        named = config.towers or {}
+        if quantization_config is None and (trained_in := named.get("language_model", {}).get("quantization")):
+            quantization_config = BitsAndBytesConfig.from_dict(trained_in)
+        if quantization_config is not None:
+            kwargs["quantization_config"] = language_model_only(quantization_config)
+        loaded = super().from_pretrained(name, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        core = getattr(model, "model", model)
+        for part, source in named.items():
+            core.tower_sources[part] = TowerSource(
+                source["id"], source["commit"], model.tower_fingerprint(part), source["files"]
+            )
+        return loaded
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
+        # every way of loading comes through here, whatever the device map, dtype or quantisation; LoRA's too, with expected_keys
+        if expected_keys is None and model.config.towers:
+            if state_dict is None:
+                state_dict = {key: weight for file in checkpoint_files for key, weight in load_file(file).items()}
+            state_dict = state_dict | model.fetch_towers()
+            checkpoint_files = None
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys)
+
+
+_HUB_ARGUMENTS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")
+
+
+def language_model_only(quantization_config: Any) -> Any:
+    """
+    The same quantisation, kept to the language model's layers: the vision tower, the bridges and the output head stay as they
+    are. Raises ValueError for a method that has no list of modules to skip.
+    """
+    changed = copy.deepcopy(quantization_config)
+    if isinstance(changed, dict):
+        changed = BitsAndBytesConfig.from_dict(changed)
+    name = next((n for n in ("llm_int8_skip_modules", "modules_to_not_convert") if hasattr(changed, n)), None)
+    if name is None:
+        raise ValueError(f"{type(changed).__name__} cannot be kept to the language model; use BitsAndBytesConfig")
+    # full paths: a bare "vision_tower" is matched from the start of a module's name, and skips nothing
+    ours = [f"{prefix}{part}" for prefix in ("model.", "") for part in ("vision_tower", "adapter", "fusion")]
+    setattr(changed, name, sorted({*(getattr(changed, name) or []), *ours, "lm_head"}))
+    return changed
+
+
+def nf4(compute_dtype: torch.dtype | str = torch.float16) -> BitsAndBytesConfig:
+    """4-bit NormalFloat with double quantisation, as in QLoRA (https://huggingface.co/papers/2305.14314)."""
+    if isinstance(compute_dtype, str):
+        compute_dtype = getattr(torch, compute_dtype)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
 
 class OSSightModel(OSSightPreTrainedModel):
     """Sees and reads, does not speak: returns hidden states, which trainers turn into log-probabilities."""
@@ -86,7 +166,25 @@ class OSSightModel(OSSightPreTrainedModel):
         if config.fusion == "cross_attention":
             self.fusion = GatedCrossAttention(text.hidden_size, config.fusion_num_heads or text.num_attention_heads)
         self.language_model = AutoModel.from_config(text)
+        self.tower_sources: dict[str, TowerSource] = {}  # where unchanged towers came from: part -> source
         self.post_init()
+
+    def tower_fingerprint(self, part: str) -> str:
+        return fingerprint(getattr(self, part))
+
+    def fetch_towers(self, prefix: str = "") -> dict[str, Tensor]:
+        """The tensors that the checkpoint of this config left to the Hub, verified, under this model's names."""
+        tensors = {}
+        for part, named in self.config.towers.items():
+            fetch(part, named)
+            load = load_vision_tower if part == "vision_tower" else load_text_tower
+            with torch.device("cpu"):
+                tower = load(named["id"], named["commit"], dtype="auto")
+            if part == "language_model" and prefix:
+                tensors["lm_head.weight"] = tower.get_output_embeddings().weight.data
+            tower = tower.base_model if part == "language_model" else tower
+            tensors |= {f"{prefix}{part}.{key}": weight for key, weight in tower.state_dict().items()}
+        return tensors
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -96,17 +194,45 @@ class OSSightModel(OSSightPreTrainedModel):
 
     def get_image_features(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | None = None,
         pixel_attention_mask: Tensor | None = None,
         spatial_shapes: Tensor | None = None,
+        vision_features: Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """
         Adapted image tokens: `pooler_output` is a list with one (tokens, d_t) float32 tensor per image.
 
         pixel_values: (n, 3, H, W), or (n, patches, values) with `pixel_attention_mask` (n, patches) and `spatial_shapes` (n, 2)
-        from a processor that keeps aspect ratios (SigLIP 2 NaFlex).
+        from a processor that keeps aspect ratios (SigLIP 2 NaFlex). vision_features: (n, rows, columns, d_v), what
+        `encode_patches` gave for these pictures before; then neither pixels nor the tower are needed.
         """
+        if vision_features is not None:
+            return self._adapt(vision_features.flatten(1, 2), *vision_features.shape[1:3])
+        patches = self.encode_patches(pixel_values, pixel_attention_mask, spatial_shapes)
+        if spatial_shapes is None:
+            size = self.config.vision_config.patch_size
+            return self._adapt(patches, pixel_values.shape[-2] // size, pixel_values.shape[-1] // size)
+        if self.config.pixel_shuffle > 1:
+            raise ValueError(
+                "pixel_shuffle needs pictures of one shape; pictures that keep theirs want pixel_shuffle=1"
+            )
+        adapted = self.adapter(patches)
+        lengths = (spatial_shapes.prod(-1) * self.config.tokens_per_block).tolist()
+        tokens = [row[:length] for row, length in zip(adapted, lengths, strict=True)]
+        return BaseModelOutputWithPooling(last_hidden_state=patches, pooler_output=tokens)
+
+    def _adapt(self, patches: Tensor, rows: int, columns: int) -> BaseModelOutputWithPooling:
+        patches = pixel_shuffle(patches, rows, columns, self.config.pixel_shuffle)
+        return BaseModelOutputWithPooling(last_hidden_state=patches, pooler_output=list(self.adapter(patches)))
+
+    def encode_patches(
+        self,
+        pixel_values: Tensor,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
+    ) -> Tensor:
+        """What the vision tower makes of pictures, (n, patches, d_v) in its dtype: no class token, no registers, not adapted."""
         layer = self.config.vision_feature_layer
         naflex = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         kwargs = {k: v for k, v in naflex.items() if v is not None} | {"output_hidden_states": layer != -1}
@@ -116,20 +242,10 @@ class OSSightModel(OSSightPreTrainedModel):
             outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), **kwargs)
             patches = outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer]
         if spatial_shapes is None:
-            size, factor = self.config.vision_config.patch_size, self.config.pixel_shuffle
-            rows, columns = pixel_values.shape[-2] // size, pixel_values.shape[-1] // size
-            patches = patches[:, patches.shape[1] - rows * columns :]  # class and register tokens come first
-            patches = pixel_shuffle(patches, rows, columns, factor)
-            blocks = [patches.shape[1]] * len(patches)
-        elif self.config.pixel_shuffle > 1:
-            raise ValueError(
-                "pixel_shuffle needs pictures of one shape; pictures that keep theirs want pixel_shuffle=1"
-            )
-        else:
-            blocks = spatial_shapes.prod(-1).tolist()
-        adapted = self.adapter(patches)
-        tokens = [row[: count * self.config.tokens_per_block] for row, count in zip(adapted, blocks, strict=True)]
-        return BaseModelOutputWithPooling(last_hidden_state=patches, pooler_output=tokens)
+            size = self.config.vision_config.patch_size
+            count = (pixel_values.shape[-2] // size) * (pixel_values.shape[-1] // size)
+            patches = patches[:, patches.shape[1] - count :]  # class and register tokens come first
+        return patches
 
     def _see(self, slots: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """
@@ -156,6 +272,7 @@ class OSSightModel(OSSightPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         visual_states: Tensor | None = None,
         visual_mask: Tensor | None = None,
+        vision_features: Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs,
     ) -> OSSightModelOutput:
@@ -166,8 +283,8 @@ class OSSightModel(OSSightPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         encoded = (mm_encoder_outputs or {}).get("image")
-        if encoded is None and pixel_values is not None:
-            encoded = self.get_image_features(pixel_values, pixel_attention_mask, spatial_shapes)
+        if encoded is None and (pixel_values is not None or vision_features is not None):
+            encoded = self.get_image_features(pixel_values, pixel_attention_mask, spatial_shapes, vision_features)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         elif encoded is not None:
@@ -259,33 +376,29 @@ class OSSightForConditionalGeneration(OSSightPreTrainedModel, GenerationMixin):
         text_revision: str | None = None,
         dtype: torch.dtype | str = torch.float32,
         attn_implementation: str | None = None,
+        quantization_config: Any = None,
         **config,
     ) -> "OSSightForConditionalGeneration":
         """
-        Join two pretrained towers, each a Hub id or a folder; adapter and fusion are new. Further keywords go to `OSSightConfig`.
+        Join two pretrained towers, each a Hub id or a folder; adapter and fusion are new. `quantization_config` (`nf4()`) is for
+        the language model. Further keywords go to `OSSightConfig`.
 
-        Raises ValueError for a tower with weights missing, for an encoder–decoder or headless language model, and where the
-        joined model does not give the language model's own logits (a head or an embedding that it treats in a way of its own).
+        Raises OSError for a tower that cannot be had; ValueError for one with weights missing, for an encoder–decoder or headless
+        language model, and where the joined model does not give the language model's own logits (a head or an embedding that it
+        treats in a way of its own).
         """
-        vision_config = AutoConfig.from_pretrained(vision_model, revision=vision_revision)
-        vision_config = getattr(vision_config, "vision_config", vision_config)
-        if hasattr(vision_config, "vision_use_head"):
-            vision_config.vision_use_head = False  # SigLIP's pooling head has no say in patch tokens
         common = {"dtype": dtype, "attn_implementation": attn_implementation}
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # a text tower beside the vision tower is no surprise; what is missing is looked at below
-        try:
-            tower, seen = MODEL_MAPPING[type(vision_config)].from_pretrained(
-                vision_model, revision=vision_revision, config=vision_config, output_loading_info=True, **common
-            )
-        finally:
-            logging.set_verbosity(verbosity)
-        writer, read = AutoModelForCausalLM.from_pretrained(
-            text_model, revision=text_revision, output_loading_info=True, **common
-        )
-        for name, missing in ((vision_model, seen["missing_keys"]), (text_model, read["missing_keys"])):
-            if missing := sorted(key for key in missing if "pooler" not in key):
-                raise ValueError(f"{name} lacks weights that its config asks for: {', '.join(missing[:5])}")
+        commits = {}
+        for part, tower, revision in (
+            ("vision_tower", vision_model, vision_revision),
+            ("language_model", text_model, text_revision),
+        ):
+            try:
+                commits[part] = find_commit(tower, revision)
+            except OSError as error:
+                raise OSError(f"the {part.replace('_', ' ')} {tower!r} cannot be had: {error}") from error
+        tower = load_vision_tower(vision_model, commits["vision_tower"] or vision_revision, **common)
+        writer = load_text_tower(text_model, commits["language_model"] or text_revision, **common)
         joined = OSSightConfig(vision_config=tower.config, text_config=writer.config.get_text_config(), **config)
         joined._attn_implementation = writer.config._attn_implementation
         model = cls(joined)
@@ -300,7 +413,42 @@ class OSSightForConditionalGeneration(OSSightPreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"{text_model} computes its logits in a way OSSight cannot keep: they differ by {apart:.3g}"
             )
+        if quantization_config is not None:  # by the way that reloading takes, so that both arrive at the same weights
+            model = cls.from_pretrained(
+                None,
+                config=model.config,
+                state_dict=model.state_dict(),
+                quantization_config=quantization_config,
+                **common,
+            )
+        for part, name in (("vision_tower", vision_model), ("language_model", text_model)):
+            if commits[part] is not None:
+                model.model.tower_sources[part] = TowerSource(name, commits[part], model.tower_fingerprint(part))
         return model
+
+    def tower_fingerprint(self, part: str) -> str:
+        head = [self.lm_head] if part == "language_model" and not self.config.tie_word_embeddings else []
+        return fingerprint(getattr(self.model, part), *head)
+
+    def fetch_towers(self) -> dict[str, Tensor]:
+        return self.model.fetch_towers("model.")
+
+    def left_to_the_hub(self) -> dict[str, dict]:
+        """
+        What a checkpoint of this model need not carry: part -> {id, commit, files, quantization}. Only towers whose weights are,
+        bit for bit, those that came from the Hub.
+        """
+        named = {}
+        quantization = getattr(self.config, "quantization_config", None)
+        for part, source in self.model.tower_sources.items():
+            if source.fingerprint != self.tower_fingerprint(part):
+                continue
+            if source.files is None:
+                source.files = hashes(weight_files(source.id, source.commit))
+            named[part] = {"id": source.id, "commit": source.commit, "files": source.files}
+            if part == "language_model" and quantization is not None:
+                named[part]["quantization"] = quantization if isinstance(quantization, dict) else quantization.to_dict()
+        return named
 
     def freeze_towers(self, vision: bool = True, text: bool = True) -> None:
         """Leave adapter and fusion trainable, and each tower that is not frozen here."""
@@ -309,10 +457,33 @@ class OSSightForConditionalGeneration(OSSightPreTrainedModel, GenerationMixin):
         self.lm_head.requires_grad_(not text)
 
     def save_pretrained(self, *args, **kwargs) -> None:
+        """
+        With `config.save_towers = False`, towers that are unchanged since they came from the Hub are named, not carried. Raises
+        ValueError for a model with adapters injected by hand, whose weights would go by names that nothing reads.
+        """
         # one class, two doors: generic evaluators ask AutoModel for the generator
         name = "modeling_ossight.OSSightForConditionalGeneration"
         self.config.auto_map = {"AutoModel": name, "AutoModelForImageTextToText": name}
-        super().save_pretrained(*args, **kwargs)
+        if not getattr(self, "_hf_peft_config_loaded", False) and any(
+            "lora_" in key or ".base_layer." in key for key in self.state_dict()
+        ):
+            raise ValueError("this model holds adapters: save the PeftModel, or merge_and_unload() first")
+        named = {} if self.config.save_towers else self.left_to_the_hub()
+        prefixes = tuple(f"model.{part}." for part in named)
+        ignored = [key for key in self.state_dict() if prefixes and key.startswith(prefixes)]
+        if "language_model" in named:
+            ignored.append("lm_head.weight")
+        quantization = getattr(self.config, "quantization_config", None)
+        before = self._keys_to_ignore_on_save, self.config.towers
+        self._keys_to_ignore_on_save, self.config.towers = {*(before[0] or ()), *ignored}, named or None
+        if "language_model" in named and quantization is not None:
+            del self.config.quantization_config  # nothing that is carried is quantised
+        try:
+            super().save_pretrained(*args, **kwargs)
+        finally:
+            self._keys_to_ignore_on_save, self.config.towers = before
+            if quantization is not None:
+                self.config.quantization_config = quantization
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
@@ -335,6 +506,7 @@ class OSSightForConditionalGeneration(OSSightPreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         visual_states: Tensor | None = None,
         visual_mask: Tensor | None = None,
+        vision_features: Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -357,6 +529,7 @@ class OSSightForConditionalGeneration(OSSightPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             visual_states=visual_states,
             visual_mask=visual_mask,
+            vision_features=vision_features,
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
@@ -410,4 +583,4 @@ class OSSightForConditionalGeneration(OSSightPreTrainedModel, GenerationMixin):
 
 OSSightForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 
-__all__ = ["OSSightForConditionalGeneration", "OSSightModel", "OSSightPreTrainedModel", "alignment_loss"]
+__all__ = ["OSSightForConditionalGeneration", "OSSightModel", "OSSightPreTrainedModel", "alignment_loss", "nf4"]

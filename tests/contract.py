@@ -17,6 +17,7 @@ import peft
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import BitsAndBytesConfig
 
 from tests.conftest import picture
 
@@ -158,6 +159,21 @@ class ModelContract:
         model.save_pretrained(tmp_path)
         loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"]
+
+    def test_four_bit_loading_reaches_the_language_model_only(self, model, inputs, tmp_path):
+        model.save_pretrained(tmp_path)
+        plain = BitsAndBytesConfig(load_in_4bit=True)  # as someone who knows nothing of us would ask for it
+        packed = type(model).from_pretrained(tmp_path, quantization_config=plain).eval()
+        reached = {name for name, weight in packed.named_parameters() if weight.dtype == torch.uint8}
+        assert reached and all(".language_model." in name for name in reached)
+        floating = {n: w.dtype for n, w in packed.named_parameters() if n not in reached}
+        assert floating == {n: w.dtype for n, w in model.named_parameters() if n not in reached}
+        cached, _ = logits_of_generation(packed, inputs, use_cache=True)
+        uncached, _ = logits_of_generation(packed, inputs, use_cache=False)
+        assert_close(cached, uncached, rtol=1e-3, atol=1e-3)
+        packed.save_pretrained(tmp_path / "packed")
+        again = type(model).from_pretrained(tmp_path / "packed").eval()
+        assert_close(again(**inputs).logits, packed(**inputs).logits, rtol=0, atol=0)
 
     def test_embeddings_resize_and_reload(self, model, inputs, tmp_path):
         before = model(**inputs).logits

@@ -117,13 +117,15 @@ class LoopbackHub:
         """The same for huggingface_hub in this process, which read its environment when it was imported."""
         from huggingface_hub import constants  # not before: whoever sets `env()` first has no need of this
 
-        for name, value in self.env().items():
+        environment = self.env()
+        for name, value in environment.items():
             monkeypatch.setenv(name, value)
         template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "ENDPOINT", self.url)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", environment["HF_HUB_CACHE"])
 
     def seed(self, repo_id: str, folder: Path | str, repo_type: str = "model") -> str:
         """Commit every file of `folder`, beside what the repository holds already. Returns the commit's id."""
