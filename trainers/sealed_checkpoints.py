@@ -72,17 +72,9 @@ def newest_sealed(run: str | Path) -> str | None:
 
 
 class SealedCheckpoints:
-    """
-    A mixin, before the Trainer in the list of bases. Raises ValueError for `push_to_hub`, which would push what is not sealed:
-    publish the finished folder instead.
-    """
+    """A mixin, before the Trainer in the list of bases."""
 
     _staging: Path | None = None
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        if self.args.push_to_hub:
-            raise ValueError("push_to_hub pushes checkpoints before they are sealed; use recipes/publish.py at the end")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """`resume_from_checkpoint=True` goes on from the newest sealed checkpoint, or begins where there is none."""
@@ -96,6 +88,10 @@ class SealedCheckpoints:
 
     def _get_output_dir(self, trial) -> str:
         return str(self._staging or super()._get_output_dir(trial))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._staging is None:  # what is not sealed is not pushed
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_checkpoint(self, model, trial) -> None:
         run, name = Path(super()._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
@@ -120,3 +116,5 @@ class SealedCheckpoints:
             staging.rmdir()
             rotate_checkpoints(str(run), self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(run / name))
