@@ -2,22 +2,36 @@
 
 from pathlib import Path
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset, DatasetBuilder, Features, Image, IterableDataset, List, load_dataset
+
+from datasets_scripts.canonical import CAPTION_FEATURES, PROMPT, turns
 
 
-def load_rows(dataset: str, split: str, rows: str = "caption", data_dir: str | None = None, **options) -> Dataset:
+def load_rows(
+    dataset: str,
+    split: str,
+    rows: str = "caption",
+    data_dir: str | None = None,
+    streaming: bool = False,
+    columns: dict[str, str] | None = None,
+    **options,
+) -> Dataset | IterableDataset:
     """
-    Rows of a split in canonical columns.
+    Rows of a split in canonical columns; `images` undecoded ({"bytes", "path"}), for open_picture to open.
 
     dataset: "scenes" (the miniature world), "pictures" (`data_dir` holds COCO's layout, or pictures with a metadata.jsonl), or a
-    Hub id or folder that `datasets.load_dataset` reads and that has the canonical columns already. rows: "caption" for one row a
-    caption, "image" for one a picture. Further options go to the builder. Raises ValueError where columns are missing.
+    Hub id or folder that `datasets.load_dataset` reads. rows: "caption" for one row a caption, "image" for one a picture. columns:
+    for a Hub id or folder without the canonical columns, which of its columns are `image` and `caption`
+    ({"image": "jpg", "caption": "txt"}). streaming: read as it is asked for. Further options go to the builder. Raises ValueError
+    where columns or splits are missing.
     """
+    if columns and dataset in ("scenes", "pictures"):
+        raise ValueError(f"columns are for a Hub id; {dataset!r} has the canonical ones")
     if dataset == "scenes":
         from datasets_scripts.scenes import Scenes
 
         options.setdefault("config_name", "captions")
-        return _prepared(Scenes(**options), split)
+        return _built(Scenes(**options), split, streaming)
     if dataset == "pictures":
         if data_dir is None:
             raise ValueError("dataset: pictures needs data_dir, the folder that holds them")
@@ -25,15 +39,56 @@ def load_rows(dataset: str, split: str, rows: str = "caption", data_dir: str | N
             from datasets_scripts.coco import Coco as Pictures
         else:
             from datasets_scripts.picture_folder import PictureFolder as Pictures
-        return _prepared(Pictures(data_dir=data_dir, rows=rows, **options), split)
-    loaded = load_dataset(dataset, split=split, data_dir=data_dir, **options)
-    if missing := {"images", "prompt", "completion"} - set(loaded.column_names):
-        raise ValueError(f"{dataset} ({split}) lacks the columns {sorted(missing)}; it has {loaded.column_names}")
-    return loaded
+        return _built(Pictures(data_dir=data_dir, rows=rows, **options), split, streaming)
+    loaded = load_dataset(dataset, split=split, data_dir=data_dir, streaming=streaming, **options)
+    there = loaded.column_names or list(next(iter(loaded), {}))
+    wanted = set(columns.values()) if columns else {"images", "prompt", "completion"}
+    if missing := wanted - set(there):
+        raise ValueError(
+            f"{dataset} ({split}) lacks the columns {sorted(missing)}; it has {sorted(there)}. Say which are the picture and its "
+            "caption: columns: {image: NAME, caption: NAME}"
+        )
+    if columns is None:
+        return loaded.cast_column("images", List(Image(decode=False)))
+    return _canonical(loaded, split, **columns)
 
 
-def _prepared(builder, split: str) -> Dataset:
-    builder.download_and_prepare()
-    if split not in builder.info.splits:
-        raise ValueError(f"{builder.name} has no split {split!r}; it has {', '.join(builder.info.splits)}")
+def _built(builder: DatasetBuilder, split: str, streaming: bool) -> Dataset | IterableDataset:
+    if streaming:
+        generators = {generator.name: generator for generator in builder._split_generators(None)}
+        there = list(map(str, generators))
+    else:
+        builder.download_and_prepare()
+        there = list(builder.info.splits)
+    if split not in there:
+        raise ValueError(f"{builder.name} has no split {split!r}; it has {', '.join(there)}")
+    if streaming:
+        loaded = builder.as_streaming_dataset(split)
+        return loaded.decode(False) if "images" in builder.info.features else loaded
+    builder.info.features = _undecoded(builder.info.features)
     return builder.as_dataset(split)
+
+
+def _undecoded(features: Features) -> Features:
+    images = {"images": List(Image(decode=False))} if "images" in features else {}
+    return Features({**features, **images})
+
+
+def _canonical(loaded: Dataset | IterableDataset, split: str, image: str, caption: str) -> Dataset | IterableDataset:
+    """A picture column and a caption column (a string or a list of them) as canonical rows, one a picture."""
+    loaded = loaded.select_columns([image, caption]).cast_column(image, Image(decode=False))
+
+    def canonical(row: dict, index: int) -> dict:
+        said = row[caption]
+        said = [one.strip() for one in ([said] if isinstance(said, str) else said or [""])]
+        return {
+            "images": [row[image]],
+            **turns(PROMPT, said[0]),
+            "references": said,
+            "image_id": f"{split}-{index}",
+            "regions": [],
+        }
+
+    return loaded.map(
+        canonical, with_indices=True, remove_columns=[image, caption], features=_undecoded(CAPTION_FEATURES)
+    )

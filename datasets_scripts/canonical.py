@@ -9,8 +9,9 @@ outlive its source.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 
 import datasets
 from datasets.exceptions import DatasetGenerationError
@@ -58,6 +59,17 @@ def caption_rows(
             "image_id": image_id,
             "regions": regions,
         }
+
+
+def held_out(names: Iterable[str], fraction: float, path: str) -> set[str]:
+    """The names whose hash is in the lowest `fraction`: at least one, never all. Raises ValueError for a lone name."""
+    place = {name: int(sha256(name.encode()).hexdigest()[:12], 16) / 16**12 for name in names}
+    if len(place) < 2:
+        raise ValueError(
+            f"{path}: one picture cannot be in train and in validation; add pictures, or set validation_fraction=0"
+        )
+    below = sum(number < fraction for number in place.values())
+    return set(sorted(place, key=place.get)[: min(max(below, 1), len(place) - 1)])
 
 
 @dataclass

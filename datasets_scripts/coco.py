@@ -6,6 +6,7 @@ COCO captions as the official archives (2017 or 2014) lie on disk once unpacked.
 
     Coco(data_dir="coco").download_and_prepare()                            train and validation, or the one there is
     Coco(data_dir="coco", rows="image").as_streaming_dataset("validation")  one row a picture, for evaluation
+    Coco(data_dir="coco", train_from="val2017")                             train and validation, both of val2017's pictures
 
 Unusual: the ways in which real copies are incomplete (a picture without captions, a caption without its picture, a
 blank caption) are skipped and counted in the log; what contradicts itself is a ValueError that names file and record.
@@ -23,7 +24,7 @@ from typing import Any
 
 import datasets
 
-from datasets_scripts.canonical import CAPTION_FEATURES, FolderBuilder, FolderConfig, caption_rows
+from datasets_scripts.canonical import CAPTION_FEATURES, FolderBuilder, FolderConfig, caption_rows, held_out
 
 
 logger = logging.getLogger(__name__)
@@ -34,12 +35,29 @@ SPLITS = {"train": "train", "validation": "val"}
 
 @dataclass
 class CocoConfig(FolderConfig):
-    """`year` is needed only where 2014 and 2017 lie side by side: their splits overlap, and are never mixed."""
+    """
+    `year` is needed only where 2014 and 2017 lie side by side: their splits overlap, and are never mixed. `train_from` names one
+    folder (val2017, a gigabyte) to draw both train and validation from: `validation_fraction` of its pictures, by a hash of their
+    names, are held out.
+    """
 
     year: int | None = None
+    train_from: str | None = None
+    validation_fraction: float = 0.1
 
     def layout(self) -> dict[str, str]:
         """Split -> its name on disk, as train -> train2017. Raises FileNotFoundError for none, ValueError for two."""
+        if self.train_from:
+            wanted = (
+                os.path.join(self.data_dir, self.train_from),
+                _annotations(self.data_dir, "captions", self.train_from),
+            )
+            if missing := [path for path in wanted if not os.path.exists(path)]:
+                raise FileNotFoundError(
+                    f"train_from={self.train_from}: there is no {' and no '.join(missing)}; "
+                    f"python recipes/download_coco.py --root {self.data_dir} --split {self.train_from} brings both"
+                )
+            return dict.fromkeys(SPLITS, self.train_from)
         found = {
             year: {
                 split: f"{short}{year}"
@@ -85,10 +103,11 @@ class Coco(FolderBuilder):
 
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
         return [
-            datasets.SplitGenerator(split, gen_kwargs={"name": name}) for split, name in self.config.layout().items()
+            datasets.SplitGenerator(split, gen_kwargs={"name": name, "split": split})
+            for split, name in self.config.layout().items()
         ]
 
-    def _generate_examples(self, name: str) -> Iterator[tuple[str, dict]]:
+    def _generate_examples(self, name: str, split: str) -> Iterator[tuple[str, dict]]:
         folder = os.path.join(self.config.data_dir, name)
         captions_file = _annotations(self.config.data_dir, "captions", name)
         instances_file = _annotations(self.config.data_dir, "instances", name)
@@ -111,14 +130,17 @@ class Coco(FolderBuilder):
         _report(captions_file, f"pictures skipped that are not in {folder}", missing)
         if len(silent) + len(missing) == len(pictures):
             raise ValueError(f"{captions_file}: none of its {len(pictures)} pictures is in {folder} and has a caption")
-        for key, file in pictures.items():
-            if key in captions and file in there:
-                path = os.path.join(folder, file)
-                rows = caption_rows(
-                    [path], captions[key], str(key), self.config.prompt, regions.get(key, []), self.config.rows
-                )
-                for i, row in enumerate(rows):
-                    yield f"{key}-{i}", row
+        usable = {key: file for key, file in pictures.items() if key in captions and file in there}
+        if self.config.train_from:
+            out = held_out(usable.values(), self.config.validation_fraction, captions_file)
+            usable = {key: file for key, file in usable.items() if (file in out) == (split == "validation")}
+        for key, file in usable.items():
+            path = os.path.join(folder, file)
+            rows = caption_rows(
+                [path], captions[key], str(key), self.config.prompt, regions.get(key, []), self.config.rows
+            )
+            for i, row in enumerate(rows):
+                yield f"{key}-{i}", row
 
 
 def _annotations(data_dir: str, kind: str, name: str) -> str:

@@ -20,14 +20,13 @@ import csv
 import json
 import os
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
 import datasets
 
-from datasets_scripts.canonical import CAPTION_FEATURES, FolderBuilder, FolderConfig, caption_rows
+from datasets_scripts.canonical import CAPTION_FEATURES, FolderBuilder, FolderConfig, caption_rows, held_out
 
 
 SPLITS = ("train", "validation", "test")
@@ -100,17 +99,6 @@ class PictureFolder(FolderBuilder):
             picture = os.path.join(os.path.dirname(path), name)
             for j, row in enumerate(caption_rows([picture], captions, name, prompt, regions, self.config.rows)):
                 yield f"{i}-{j}", row
-
-
-def held_out(names: Iterable[str], fraction: float, path: str) -> set[str]:
-    """The names whose hash is in the lowest `fraction`: at least one, never all. Raises ValueError for a lone name."""
-    place = {name: int(sha256(name.encode()).hexdigest()[:12], 16) / 16**12 for name in names}
-    if len(place) < 2:
-        raise ValueError(
-            f"{path}: one picture cannot be in train and in validation; add pictures, or set validation_fraction=0"
-        )
-    below = sum(number < fraction for number in place.values())
-    return set(sorted(place, key=place.get)[: min(max(below, 1), len(place) - 1)])
 
 
 def _metadata_in(folder: str) -> str | None:

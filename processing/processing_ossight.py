@@ -104,9 +104,12 @@ class OSSightProcessor(ProcessorMixin):
         height, width = get_image_size(image_inputs["pixel_values"][image_idx])
         return self.image_token * self._tokens(height, width)
 
+    def count_image_tokens(self, rows: int, columns: int) -> int:
+        """How many placeholders a picture of so many patches gets."""
+        return (rows // self.pixel_shuffle) * (columns // self.pixel_shuffle) * self.tokens_per_block
+
     def _tokens(self, height: int, width: int) -> int:
-        pixels = self.patch_size * self.pixel_shuffle
-        return (height // pixels) * (width // pixels) * self.tokens_per_block
+        return self.count_image_tokens(height // self.patch_size, width // self.patch_size)
 
     def _get_num_multimodal_tokens(self, image_sizes: list | None = None, **kwargs) -> MultiModalData:
         """How many placeholders pictures of these (height, width) get; what vLLM asks before it runs anything."""

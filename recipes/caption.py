@@ -5,25 +5,29 @@ Train a vision–language model to caption pictures, or to answer questions abou
     accelerate launch recipes/caption.py --config recipes/ossight/my_pictures.yaml --data_dir FOLDER
 
 Every field of `Recipe` and of trainers.CaptioningConfig may stand in the YAML; the command line overrides it; an unknown key is an
-error. A killed run goes on where its last checkpoint stands: run the same command again with --resume_from_checkpoint true.
+error. A killed run goes on where its newest sealed checkpoint stands: run the same command again with
+--resume_from_checkpoint true. Rows that cannot be used are skipped, counted and named in skipped.jsonl; --strict true stops at one.
 """
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import yaml
+from accelerate import PartialState
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText, AutoProcessor, EarlyStoppingCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
 
 from datasets_scripts import load_rows
 from modeling import OSSightForConditionalGeneration
+from modeling.modeling_ossight import nf4
 from processing import OSSightProcessor
 from trainers.captioning_config import CaptioningConfig
-from trainers.captioning_data import drop_overlong
 from trainers.captioning_evaluation import evaluate_captions, report
 from trainers.captioning_trainer import CaptioningTrainer
 from trainers.run_folder import write_text
+from trainers.streaming import first_rows
+from trainers.vision_features import cache_vision_features
 
 
 @dataclass
@@ -38,8 +42,11 @@ class Recipe:
     trust_remote_code: bool = False  # for a `model` whose folder carries code of its own; pin model_revision then
     dtype: str = "float32"  # of the towers; adapter and fusion are float32 always
     attn_implementation: str | None = None
+    load_in_4bit: bool = False  # the language model, in nf4; `dtype` is what it computes in
     freeze_vision: bool = True
     freeze_text: bool = True
+    lora: dict = field(default_factory=dict)  # peft.LoraConfig's fields; the model's folder then holds base and adapter
+    save_towers: bool = True  # false: checkpoints name unchanged towers by Hub id and commit instead of carrying them
     model_config: dict = field(
         default_factory=dict
     )  # OSSightConfig's own fields: fusion, alpha_align, adapter_hidden_size, …
@@ -48,7 +55,11 @@ class Recipe:
     dataset: str = "pictures"  # scenes, pictures (a folder of one's own, or COCO's layout), or a Hub id
     data_dir: str | None = None
     dataset_options: dict = field(default_factory=dict)  # of the builder: num_train, seed, prompt, …
-    max_length: int | None = None  # longer rows are left out and counted, never cut
+    columns: dict = field(default_factory=dict)  # of a Hub id without canonical columns: {image: jpg, caption: txt}
+    streaming: bool = False  # read as it is trained on, instead of whole first; needs max_steps
+    stream_buffer: int = 1000  # rows that a stream is shuffled among
+    cache_vision_features: bool = False  # run a frozen vision tower once a picture, not once a step
+    vision_features_dir: str | None = None  # None: beside the datasets' cache
 
     # The evaluation at the end
     test_split: str | None = None  # None: the validation split
@@ -64,8 +75,9 @@ def join_towers(recipe: Recipe) -> tuple[OSSightForConditionalGeneration, OSSigh
     towers = {"vision_model": recipe.vision_model, "text_model": recipe.text_model}
     towers |= {"vision_revision": recipe.vision_revision, "text_revision": recipe.text_revision}
     model = OSSightForConditionalGeneration.from_towers(
-        **towers, dtype=recipe.dtype, attn_implementation=recipe.attn_implementation, **recipe.model_config
-    )
+        **towers, dtype=recipe.dtype, attn_implementation=recipe.attn_implementation,
+        quantization_config=nf4(recipe.dtype) if recipe.load_in_4bit else None, **recipe.model_config,
+    )  # fmt: skip
     blocks = {"pixel_shuffle": model.config.pixel_shuffle, "tokens_per_block": model.config.tokens_per_block}
     processor = OSSightProcessor.from_towers(patch_size=model.config.vision_config.patch_size, **blocks, **towers)
     model.set_image_token(processor.image_token_id)
@@ -81,29 +93,41 @@ def main(recipe: Recipe, args: CaptioningConfig) -> None:
         common = {"revision": recipe.model_revision, "trust_remote_code": recipe.trust_remote_code}
         processor = AutoProcessor.from_pretrained(recipe.model, **common)
         model = AutoModelForImageTextToText.from_pretrained(
-            recipe.model, dtype=recipe.dtype, attn_implementation=recipe.attn_implementation, **common
-        )
+            recipe.model, dtype=recipe.dtype, attn_implementation=recipe.attn_implementation,
+            quantization_config=nf4(recipe.dtype) if recipe.load_in_4bit else None, **common,
+        )  # fmt: skip
     else:
         model, processor = join_towers(recipe)
     if isinstance(model, OSSightForConditionalGeneration):
         model.freeze_towers(recipe.freeze_vision, recipe.freeze_text)
+        model.config.save_towers = recipe.save_towers
 
     # 2. Rows to learn from and rows to be judged by.
-    options = {"data_dir": recipe.data_dir, **recipe.dataset_options}
+    options = {"data_dir": recipe.data_dir, "columns": recipe.columns or None, **recipe.dataset_options}
+    features = None
     with args.main_process_first(desc="preparing the data"):
-        train = load_rows(recipe.dataset, "train", rows="caption", **options)
-        validation = load_rows(recipe.dataset, "validation", rows="image", **options)
-        if recipe.max_length is not None:
-            train = drop_overlong(train, processor, recipe.max_length)
+        train = load_rows(recipe.dataset, "train", rows="caption", streaming=recipe.streaming, **options)
+        validation = load_rows(recipe.dataset, "validation", rows="image", streaming=recipe.streaming, **options)
+    if recipe.streaming:
+        train = train.shuffle(seed=args.seed, buffer_size=recipe.stream_buffer)
+        validation = first_rows(validation, args.eval_examples or 500)
+    elif recipe.cache_vision_features and recipe.freeze_vision:
+        features, train = cache_vision_features(
+            model.to(args.device), processor, train, recipe.vision_features_dir, num_workers=args.dataloader_num_workers,
+            process=(args.process_index, args.world_size), wait=PartialState().wait_for_everyone,
+        )  # fmt: skip
 
     # 3. Train; every evaluation captions pictures and scores them.
-    trainer = CaptioningTrainer(model, args, processor, train_dataset=train, eval_dataset=validation)
+    if recipe.lora:
+        with args.main_process_first(desc="saving what the adapter stands on"):
+            if args.process_index == 0 and not args.resume_from_checkpoint:
+                model.save_pretrained(args.output_dir)
+        model.name_or_path = args.output_dir
+        model = get_peft_model(model, LoraConfig(**recipe.lora))
+    trainer = CaptioningTrainer(model, args, processor, features, train_dataset=train, eval_dataset=validation)
     if recipe.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
-    resume = (
-        get_last_checkpoint(args.output_dir) if args.resume_from_checkpoint and Path(args.output_dir).is_dir() else None
-    )
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_log()
 
     # 4. One folder: weights, code and processor, its scores, and the recipe that made it.
@@ -121,7 +145,7 @@ def main(recipe: Recipe, args: CaptioningConfig) -> None:
         protocol = {"dataset": recipe.dataset, "split": recipe.test_split or "validation", "model": args.output_dir}
         figures = evaluate_captions(
             trainer.accelerator.unwrap_model(trainer.model), processor, test, args.eval_metrics, folder, protocol,
-            batch_size=args.eval_batch_size, blind_control=recipe.blind_control,
+            batch_size=args.eval_batch_size, blind_control=recipe.blind_control, strict=args.strict,
             max_new_tokens=args.max_new_tokens, num_beams=args.num_beams,
         )  # fmt: skip
         print(f"\n{report(figures)}\n\nmodel, scores and pictures: {folder}")

@@ -15,12 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import modeling  # noqa: F401  teaches the Auto classes our models: the working tree wins over code saved with a checkpoint
 import processing  # noqa: F401
 from datasets_scripts.canonical import PROMPT
+from datasets_scripts.open_picture import UnreadablePicture, open_picture
 from trainers.captioning_evaluation import generate_captions
 
 
@@ -41,10 +42,9 @@ def files(paths: list[Path]) -> Iterator[Path]:
 def load(path: Path) -> Image.Image | None:
     """An upright RGB picture, or None (said on stderr) where the file holds none."""
     try:
-        with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as problem:
-        print(f"skipped {path}: {problem}", file=sys.stderr)
+        return open_picture(path)
+    except UnreadablePicture as problem:
+        print(f"skipped {problem}", file=sys.stderr)
         return None
 
 

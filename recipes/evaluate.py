@@ -35,6 +35,9 @@ class Arguments:
     batch_size: int = 50
     max_new_tokens: int = 64
     num_beams: int = 1
+    strict: bool = (
+        False  # stop at a picture that cannot be read, instead of leaving it out and naming it in metrics.json
+    )
     blind_control: bool = False  # score once more with the pictures shuffled
     dtype: str = "float32"
     trust_remote_code: bool = False  # for models that are not ours; pin --revision then
@@ -70,7 +73,7 @@ def main(args: Arguments) -> None:
     protocol = {"dataset": args.dataset, "split": args.split, "model": args.model, "revision": exact}
     figures = evaluate_captions(
         model, processor, rows, metrics, Path(args.output), protocol,
-        batch_size=args.batch_size, blind_control=args.blind_control,
+        batch_size=args.batch_size, blind_control=args.blind_control, strict=args.strict,
         max_new_tokens=args.max_new_tokens, num_beams=args.num_beams,
     )  # fmt: skip
 

@@ -19,6 +19,7 @@ from trl import SFTConfig, SFTTrainer, TrlParser
 
 from datasets_scripts.scenes import Scenes
 from trainers.run_folder import write_json
+from trainers.sealed_checkpoints import SealedCheckpoints
 
 
 CHATML = (
@@ -60,6 +61,10 @@ def train_tokenizer(texts: Dataset, vocab_size: int) -> PreTrainedTokenizerFast:
     )
 
 
+class SealedSFTTrainer(SealedCheckpoints, SFTTrainer):
+    """TRL's, with checkpoints that are whole or not there."""
+
+
 def main(recipe: Recipe, args: SFTConfig) -> None:
     # 1. What there is to read.
     rows = Scenes(config_name="reading", num_train=recipe.num_scenes, num_eval=recipe.num_eval)
@@ -81,7 +86,7 @@ def main(recipe: Recipe, args: SFTConfig) -> None:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
     # 3. Learn to answer: the loss is on completions only.
-    trainer = SFTTrainer(model, args=args, train_dataset=train, eval_dataset=held_out, processing_class=tokenizer)
+    trainer = SealedSFTTrainer(model, args=args, train_dataset=train, eval_dataset=held_out, processing_class=tokenizer)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 
     # 4. Half precision is what is kept, so half precision is what is measured.

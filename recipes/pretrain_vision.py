@@ -31,6 +31,7 @@ from trl import TrlParser
 
 from datasets_scripts.scenes import Scenes
 from trainers.run_folder import write_json
+from trainers.sealed_checkpoints import SealedCheckpoints
 
 
 @dataclass
@@ -117,6 +118,10 @@ def recall_at_1(model: SiglipModel, processor: SiglipProcessor, rows) -> tuple[f
     return (similarity.argmax(1) == right).float().mean().item(), (similarity.argmax(0) == right).float().mean().item()
 
 
+class SealedTrainer(SealedCheckpoints, Trainer):
+    """transformers', with checkpoints that are whole or not there."""
+
+
 def main(recipe: Recipe, args: TrainingArguments) -> None:
     # 1. Scenes with captions and boxes, drawn as they are needed.
     train = Scenes(config_name="captions", num_train=recipe.num_scenes).as_streaming_dataset("train")
@@ -136,7 +141,7 @@ def main(recipe: Recipe, args: TrainingArguments) -> None:
         model.logit_bias.fill_(-10)
 
     # 3. Pull each picture to its caption, each region to its phrase.
-    trainer = Trainer(
+    trainer = SealedTrainer(
         RegionText(model, recipe.region_weight),
         args,
         train_dataset=train,

@@ -17,5 +17,12 @@ class CaptioningConfig(TrainingArguments):
     eval_batch_size: int = field(default=50, metadata={"help": "Pictures captioned at a time, on each process."})
     max_new_tokens: int = field(default=64, metadata={"help": "Longest caption, in tokens."})
     num_beams: int = field(default=1, metadata={"help": "Beams; 1 is greedy."})
+    max_length: int | None = field(
+        default=None,
+        metadata={"help": "Rows of more tokens, the pictures' included, are skipped and counted, never cut."},
+    )
+    strict: bool = field(
+        default=False, metadata={"help": "Stop at a row that cannot be used, instead of skipping and counting it."}
+    )
     # Trainer's defaults, changed: what a captioner needs is in columns that Trainer would drop
     remove_unused_columns: bool = field(default=False, metadata={"help": "Keep images, references and the rest."})

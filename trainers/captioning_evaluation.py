@@ -17,11 +17,15 @@ from typing import Any
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
-from trainers.captioning_data import prompt_text
+from datasets_scripts.open_picture import UnreadablePicture
+from trainers.captioning_data import pictures_of, prompt_text
 from trainers.pictures import contact_sheet
 from trainers.run_folder import write_json, write_jsonl
 
+
+logger = logging.get_logger(__name__)
 
 METRICS = Path(__file__).parents[1] / "metrics"
 SHEET = 24  # pictures on a contact sheet
@@ -35,22 +39,31 @@ def generate_captions(
     batch_size: int = 50,
     blind: bool = False,
     progress: bool = True,
+    strict: bool = False,
     **generation,
-) -> list[str]:
-    """One caption a row; `blind` shows it the next row's pictures instead. Further keywords go to `model.generate`."""
+) -> list[str | None]:
+    """
+    One caption a row, None where its pictures cannot be read (`strict`: a ValueError); `blind` shows it the next row's pictures
+    instead. Further keywords go to `model.generate`.
+    """
     training = model.training
     model.eval()
     tokenizer = processor.tokenizer
-    captions: list[str] = []
+    captions: list[str | None] = []
     label = "captioning blind" if blind else "captioning"
     for start in tqdm(range(0, len(rows), batch_size), desc=label, disable=not progress, leave=False):
         here = range(start, min(start + batch_size, len(rows)))
         batch = [rows[i] for i in here]
         if blind:
             batch = [row | {"images": rows[(i + 1) % len(rows)]["images"]} for i, row in zip(here, batch, strict=True)]
-        pictures = [row["images"] for row in batch]
+        opened = [_open(row, strict) for row in batch]
+        batch = [row for row, pictures in zip(batch, opened, strict=True) if pictures is not None]
+        seen = [pictures for pictures in opened if pictures is not None]
+        if not seen:
+            captions += [None] * len(opened)
+            continue
         inputs = processor(
-            images=pictures if any(pictures) else None,
+            images=seen if any(seen) else None,
             text=[prompt_text(processor, row) for row in batch],
             padding=True,
             padding_side="left",
@@ -58,10 +71,28 @@ def generate_captions(
             return_tensors="pt",
         ).to(model.device)
         tokens = model.generate(**inputs, pad_token_id=tokenizer.pad_token_id, **generation)
-        said = tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        captions += [text.strip() for text in said]
+        said = iter(tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+        captions += [None if pictures is None else next(said).strip() for pictures in opened]
     model.train(training)
     return captions
+
+
+def _open(row: dict, strict: bool) -> list | None:
+    try:
+        return pictures_of(row)
+    except UnreadablePicture as problem:
+        if strict:
+            raise ValueError(f"row {row['image_id']}: {problem}") from problem
+        logger.warning(f"row {row['image_id']} is not captioned: {problem}")
+        return None
+
+
+def only_seen(captions: list[str | None], rows: Dataset) -> tuple[list[str], Dataset]:
+    """Captions and rows less those whose pictures could not be read. Raises ValueError if none is left."""
+    seen = [i for i, caption in enumerate(captions) if caption is not None]
+    if not seen:
+        raise ValueError("none of the pictures to be captioned can be read")
+    return [captions[i] for i in seen], rows if len(seen) == len(rows) else rows.select(seen)
 
 
 def _evaluate_library() -> ModuleType:
@@ -124,14 +155,18 @@ def evaluate_captions(
     protocol: dict,
     batch_size: int = 50,
     blind_control: bool = False,
+    strict: bool = False,
     **generation,
 ) -> dict:
     """
     Caption and score `rows`; write metrics.json (with `protocol`, and what decides the numbers), predictions.jsonl and
-    contact_sheet.png. `blind_control` adds blind_scene_f1 or, without scenes, blind_cider.
+    contact_sheet.png. `blind_control` adds blind_scene_f1 or, without scenes, blind_cider. Rows whose pictures cannot be read are
+    left out and named in the protocol; `strict` raises ValueError instead.
     """
     generation = {"do_sample": False, "max_new_tokens": 64} | generation
-    predictions = generate_captions(model, processor, rows, batch_size, **generation)
+    captions = generate_captions(model, processor, rows, batch_size, strict=strict, **generation)
+    unreadable = [i for i, caption in zip(rows["image_id"], captions, strict=True) if caption is None]
+    predictions, rows = only_seen(captions, rows)
     figures = score(metrics, predictions, rows)
     if blind_control:
         name = "scene_f1" if "scene_f1" in metrics else "cider"
@@ -148,6 +183,8 @@ def evaluate_captions(
         "dtype": str(model.dtype),
         "metric_versions": versions,
     }
+    if unreadable:
+        protocol["unreadable"] = unreadable
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / "metrics.json", {**figures, "protocol": protocol})
     write_jsonl(
@@ -164,12 +201,10 @@ def evaluate_captions(
 def sheet(rows: Dataset, predictions: list[str], path: Path) -> None:
     """The first pictures with what was said and what is right under each."""
     first = rows.select(range(min(SHEET, len(rows))))
-    some = [row for row in first if row["images"]]
-    lines = [
-        [("predicted", said), ("reference", row["references"][0])] for row, said in zip(some, predictions, strict=False)
-    ]
+    some = [(row, said) for row, said in zip(first, predictions, strict=False) if row["images"]]
+    lines = [[("predicted", said), ("reference", row["references"][0])] for row, said in some]
     if some:
-        contact_sheet([row["images"][0] for row in some], lines, path)
+        contact_sheet([pictures_of(row)[0] for row, _ in some], lines, path)
 
 
 def report(figures: dict) -> str:

@@ -79,6 +79,20 @@ def test_a_caption_is_a_row_and_all_captions_of_its_picture_are_its_references(f
     assert rows[0]["images"][0].size == (8, 6)
 
 
+def test_one_folder_can_be_both_trained_on_and_judged_by(folder):
+    many = {
+        "images": [{"id": i, "file_name": f"{i:012}.jpg"} for i in range(30)],
+        "annotations": [{"id": i, "image_id": i // 2, "caption": f"Caption {i}."} for i in range(60)],
+    }
+    write(folder, "val2017", many)
+    config = {"train_from": "val2017", "validation_fraction": 0.2}
+    train, validation = (set(prepared(folder, split, **config)["image_id"]) for split in ("train", "validation"))
+    assert not train & validation and len(train | validation) == 30 and len(validation) < 15
+    assert len(prepared(folder, "train", **config)) == 2 * len(train), "a row for each caption"
+    with pytest.raises(FileNotFoundError, match="--split train2014 brings both"):
+        prepared(folder, train_from="train2014")
+
+
 def test_rows_image_gives_every_picture_once_with_its_first_caption(folder):
     rows = prepared(folder, rows="image", prompt="What is this?")
     assert rows["image_id"][:] == ["7", "9"]

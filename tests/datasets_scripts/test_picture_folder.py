@@ -8,7 +8,8 @@ import pytest
 from datasets import Image, List
 from PIL import Image as Pillow
 
-from datasets_scripts.picture_folder import PictureFolder, held_out
+from datasets_scripts.canonical import held_out
+from datasets_scripts.picture_folder import PictureFolder
 
 
 def write(folder: Path, *records: dict | str, file: str = "metadata.jsonl") -> Path:

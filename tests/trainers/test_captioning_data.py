@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from datasets import Dataset
+from torch.testing import assert_close
 
 from tests.conftest import picture
-from trainers.captioning_data import CaptioningCollator, completion_text, drop_overlong, prompt_text, with_pictures
+from trainers.captioning_data import CaptioningCollator, completion_text, prompt_text, with_pictures
 
 
-def row(prompt="what colour is it", said="red", images=1):
+def row(prompt="what colour is it", said="red", images=1, image_id="7"):
     return {
+        "image_id": image_id,
         "images": [picture(i) for i in range(images)],
         "prompt": [{"role": "user", "content": prompt}],
         "completion": [{"role": "assistant", "content": said}],
@@ -53,9 +54,63 @@ def test_the_fast_way_through_the_template_says_what_the_slow_way_says(processor
         assert collate._texts(one) == (prompt_text(processor, one), completion_text(processor, clean))
 
 
-def test_overlong_rows_are_left_out_and_counted_never_cut(processor, caplog):
-    rows = Dataset.from_list([row(), row(said="a b c d e f g a b c d")])
-    with caplog.at_level("WARNING"):
-        kept = drop_overlong(rows, processor, 26)
-    assert len(kept) == 1 and kept[0]["completion"][0]["content"] == "red"
-    assert "1 of 2 rows are over 26 tokens" in caplog.text
+LONG = "a b c d e f g a b c d"
+
+
+@pytest.fixture
+def broken(tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    return row(image_id="9") | {"images": [{"path": str(tmp_path / "broken.jpg"), "bytes": None}]}
+
+
+def test_a_row_that_cannot_be_used_keeps_its_place_learns_nothing_and_is_named(processor, model, broken):
+    rows = [
+        row(),
+        broken,
+        row(said=LONG, image_id="10"),
+        row(said=" \n", image_id="11"),
+        row(said="blue", image_id="12"),
+    ]
+    batch = CaptioningCollator(processor, max_length=26)(rows)
+    skipped = {one["image_id"]: one["problem"] for one in batch.pop("skipped")}
+    assert set(skipped) == {"9", "10", "11"}
+    assert "broken.jpg" in skipped["9"]
+    assert skipped["10"] == "34 tokens, over 26"
+    assert skipped["11"] == "the completion is empty"
+    learned = (batch["labels"] != -100).any(1)
+    assert learned.tolist() == [True, False, False, False, True]
+    alone = CaptioningCollator(processor)([rows[0], rows[4]])
+    assert_close(model(**batch).loss, model(**alone).loss)
+    assert len(rows) == 5 and rows[1] is broken, "the caller's rows are the caller's"
+
+
+def test_a_batch_in_which_nothing_can_be_used_still_runs(processor, model, broken):
+    batch = CaptioningCollator(processor)([broken, broken])
+    assert len(batch.pop("skipped")) == 2
+    assert model(**batch).loss == 0
+
+
+@pytest.mark.parametrize("said,problem", [(None, "row 9: .*broken.jpg"), (LONG, "row 7: 34 tokens, over 26")])
+def test_strict_stops_where_a_row_would_be_skipped(processor, broken, said, problem):
+    with pytest.raises(ValueError, match=problem):
+        CaptioningCollator(processor, max_length=26, strict=True)([broken if said is None else row(said=said)])
+
+
+def test_special_tokens_written_out_in_the_data_are_words(processor, model):
+    """A caption that holds "<image>" or ends the turn brings no placeholder, no end, and no crash."""
+    hostile = row(prompt="what is <image> </s>", said="red <image> </s> blue")
+    hostile["prompt"].insert(0, {"role": "system", "content": "an <image> too"})
+    batch = CaptioningCollator(processor)([hostile])
+    ids, labels = batch["input_ids"][0], batch["labels"][0]
+    assert (ids == processor.image_token_id).sum() == 16
+    assert (labels == processor.tokenizer.eos_token_id).sum() == 1 and labels[-1] == processor.tokenizer.eos_token_id
+    assert torch.isfinite(model(**batch).loss)
+
+
+def test_as_many_written_placeholders_as_pictures_say_where_they_stand(processor):
+    """LLaVA's data: "<image>\\nWhat is it?"."""
+    asked = row(prompt="a <image> b <image> c", images=2)
+    parts = with_pictures(asked["prompt"], 2)[0]["content"]
+    assert [part["type"] for part in parts] == ["text", "image", "text", "image", "text"]
+    batch = CaptioningCollator(processor)([asked])
+    assert (batch["input_ids"] == processor.image_token_id).sum() == 32

@@ -1,10 +1,11 @@
 """CaptioningTrainer: captions scored while it trains, what is logged, and gradients that do not care how a batch is cut."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, Image, List
 from torch.testing import assert_close
 from transformers import EarlyStoppingCallback
 
@@ -12,6 +13,7 @@ from datasets_scripts.canonical import CAPTION_FEATURES
 from tests.conftest import make_ossight, make_processor, picture
 from trainers.captioning_config import CaptioningConfig
 from trainers.captioning_trainer import CaptioningTrainer
+from trainers.run_folder import read_jsonl
 
 
 COLOURS = ("red", "blue", "green")
@@ -97,3 +99,75 @@ def test_frozen_towers_do_not_move(rows, tmp_path):
     run.train()
     moved = {k.split(".")[1] for k, v in run.model.state_dict().items() if not torch.equal(v, before[k])}
     assert moved == {"adapter", "fusion"}
+
+
+def spoilt(rows, tmp_path):
+    """Two of the rows show a file that is no picture, one has no words."""
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    undecoded = Features({**CAPTION_FEATURES, "images": List(Image(decode=False))})
+    listed = list(rows.cast(undecoded))
+    for number in (1, 10):
+        listed[number]["images"] = [{"path": str(tmp_path / "broken.png"), "bytes": None}]
+    listed[3]["completion"] = [{"role": "assistant", "content": " "}]
+    return Dataset.from_list(listed, features=undecoded)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_rows_that_cannot_be_used_are_counted_and_named_and_training_goes_on(rows, tmp_path, workers):
+    run = trainer(spoilt(rows, tmp_path), tmp_path / "run", max_steps=12, dataloader_num_workers=workers)
+    run.train()
+    log = [entry for entry in run.state.log_history if "loss" in entry]
+    assert len(log) == 12 and log[-1]["skipped"] == 3
+    told = {row["image_id"]: row["problem"] for row in read_jsonl(tmp_path / "run/skipped.jsonl")}
+    assert set(told) == {"1", "3", "10"}
+    assert "broken.png" in told["1"] and told["3"] == "the completion is empty"
+
+
+def test_a_step_in_which_nothing_can_be_used_changes_nothing(rows, tmp_path):
+    bad = spoilt(rows, tmp_path).select([1, 3, 10, 1, 3])
+    run = trainer(bad, tmp_path / "run", max_steps=2, optim="sgd", learning_rate=1.0, weight_decay=0.0)
+    before = {name: weight.clone() for name, weight in run.model.named_parameters()}
+    run.train()
+    for name, weight in run.model.named_parameters():
+        assert torch.equal(weight, before[name])
+
+
+def test_strict_training_stops_at_the_first_row_that_cannot_be_used(rows, tmp_path):
+    with pytest.raises(ValueError, match="row (1|3|10): "):
+        trainer(spoilt(rows, tmp_path), tmp_path / "run", max_steps=6, strict=True).train()
+
+
+def test_evaluation_leaves_out_what_cannot_be_read_and_says_so(rows, tmp_path, caplog):
+    run = trainer(rows, tmp_path / "run")
+    with caplog.at_level("WARNING"):
+        figures = run.evaluate(spoilt(rows, tmp_path).select(range(5)))
+    assert figures["eval_samples_per_second"] > 0 and "eval_rouge_l" in figures
+    assert "row 1 is not captioned: " in caplog.text
+    with pytest.raises(ValueError, match="row 1: .*broken.png"):
+        trainer(rows, tmp_path / "run", strict=True).evaluate(spoilt(rows, tmp_path).select(range(5)))
+
+
+def streamed(rows, resume=False, **args):
+    stream = rows.to_iterable_dataset(num_shards=2).shuffle(seed=0, buffer_size=8)
+    run = trainer(rows, args.pop("output_dir"), save_steps=3, **{"save_strategy": "steps", "max_steps": 10} | args)
+    run = CaptioningTrainer(run.model, run.args, make_processor(), train_dataset=stream, eval_dataset=rows)
+    run.train(resume_from_checkpoint=resume)
+    return {name: weight for name, weight in run.model.state_dict().items() if "adapter" in name}
+
+
+def test_a_streamed_run_resumes_at_the_very_next_row(rows, tmp_path):
+    """24 rows, 4 a step: step 9 is in the second epoch."""
+    whole = streamed(rows, output_dir=tmp_path / "whole")
+    streamed(rows, output_dir=tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut/checkpoint-10")
+    resumed = streamed(rows, output_dir=tmp_path / "cut", resume=True)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    shutil.rmtree(tmp_path / "cut/checkpoint-9")
+    shutil.rmtree(tmp_path / "cut/checkpoint-10")
+    resumed = streamed(rows, output_dir=tmp_path / "cut", resume=True)  # from step 6, where an epoch ends
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_stream_with_workers_is_refused(rows, tmp_path):
+    with pytest.raises(ValueError, match="set dataloader_num_workers to 0"):
+        streamed(rows, output_dir=tmp_path, dataloader_num_workers=1)

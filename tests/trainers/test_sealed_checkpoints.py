@@ -3,10 +3,7 @@
 import json
 import multiprocessing
 import os
-import random
-import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from trainers.sealed_checkpoints import SealedCheckpoints, broken, newest_sealed, seal
+from trainers.sealed_checkpoints import SealedCheckpoints, broken, newest_sealed
 
 
 class SealedTrainer(SealedCheckpoints, Trainer):
