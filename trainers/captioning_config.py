@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -26,3 +31,9 @@ class CaptioningConfig(TrainingArguments):
     )
     # Trainer's defaults, changed: what a captioner needs is in columns that Trainer would drop
     remove_unused_columns: bool = field(default=False, metadata={"help": "Keep images, references and the rest."})
+
+    def __post_init__(self):
+        if (self.fp16 or self.bf16) and (self.use_cpu or not torch.accelerator.is_available()):
+            logger.warning("there is no GPU: mixed precision is left out, and training will be slow")
+            self.fp16 = self.bf16 = False
+        super().__post_init__()
