@@ -24,7 +24,7 @@ from trainers.stranger import OURS, ask, ask_as_a_stranger, compare
 
 
 TRAVELS = (  # top level only: checkpoint-*/ and caches stay at home
-    *("model*.safetensors", "model.safetensors.index.json", "*config.json", "*.py"),
+    *("model*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors", "*config.json", "*.py"),
     *("tokenizer.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
     *("chat_template.jinja", "README.md", "recipe.yaml", "metrics.json", "contact_sheet.png"),
 )
@@ -73,7 +73,7 @@ def main(recipe: Recipe) -> str:
     if recipe.private and not head.private:  # `private` is ignored for a repository that exists
         raise ValueError(f"{repo_id} exists and is public: make it private in its settings, or leave out --private.")
     stale = [file.rfilename for file in head.siblings if travels(file.rfilename) and file.rfilename not in files]
-    operations = [CommitOperationAdd(name, folder / name) for name in files]
+    operations = [CommitOperationAdd(name, content(folder / name, repo_id)) for name in files]
     operations += [CommitOperationDelete(name) for name in stale]
     title = f"Publish {folder.resolve().name}"
     revision = api.create_commit(repo_id, operations, commit_message=title, parent_commit=head.sha).oid
@@ -86,6 +86,14 @@ def main(recipe: Recipe) -> str:
         print("Gate: a fresh interpreter without this repository gets the logits of the local folder.")
     print(f"{api.endpoint}/{repo_id}/tree/{revision}\n{SNIPPET.format(repo_id=repo_id, revision=revision)}")
     return revision
+
+
+def content(path: Path, repo_id: str) -> Path | bytes:
+    """What is uploaded of a file: itself, but an adapter stands on the base that lies beside it, wherever that is."""
+    if path.name != "adapter_config.json":
+        return path
+    told = json.loads(path.read_text()) | {"base_model_name_or_path": repo_id, "revision": None}
+    return json.dumps(told, indent=2).encode()
 
 
 def travels(name: str) -> bool:

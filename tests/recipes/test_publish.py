@@ -30,10 +30,13 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
 
 from tests.loopback_hub import LoopbackHub
 from trainers.model_card import write_card
+from trainers.stranger import ask
 
 
 ROOT = Path(__file__).parents[2]
@@ -189,6 +192,20 @@ def test_a_stranger_gets_the_logits_of_either_commit(hub, published, republished
     torch.testing.assert_close(answers[revision], local["answer"](first))
     torch.testing.assert_close(answers[later], local["answer"](second))
     assert not torch.allclose(answers[revision], answers[later])
+
+
+def test_a_base_and_its_lora_are_published_as_one_model(hub, publish, folder):
+    """The gate compares a stranger's logits with those of the tuned folder."""
+    base = AutoModelForImageTextToText.from_pretrained(folder)
+    before = ask(str(folder))["logits"]
+    base.name_or_path = str(folder)
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["adapter"], init_lora_weights=False)
+    get_peft_model(base, config).save_pretrained(folder)
+    assert not torch.allclose(ask(str(folder))["logits"], before)
+    revision = publish.main(publish.Recipe(str(folder), "org/tuned"))
+    told = json.loads(Path(hf_hub_download("org/tuned", "adapter_config.json", revision=revision)).read_text())
+    assert told["base_model_name_or_path"] == "org/tuned"
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(folder)
 
 
 def test_the_snippets_of_card_and_command_run_as_pasted(hub, published, tmp_path):
