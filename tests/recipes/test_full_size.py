@@ -52,6 +52,9 @@ def place(tmp_path_factory):
                 {"id": 5 * i + j, "image_id": i, "caption": f"A {'blue' if i % 2 else 'red'} thing, {j}."}
                 for j in range(5)
             ]
+        (place / "data" / name / f"{4:012}.jpg").write_bytes(b"")
+        cut = place / "data" / name / f"{5:012}.jpg"
+        cut.write_bytes(cut.read_bytes()[:400])
         text = json.dumps({"images": images, "annotations": annotations})
         (place / f"data/annotations/captions_{name}.json").write_text(text)
     return place
@@ -105,6 +108,15 @@ def test_stage_0_used_the_cache_of_vision_features(s0, place):
     (made_of,) = (place / "datasets/vision_features").glob("*/made_of.json")
     told = json.loads(made_of.read_text())
     assert told["tower_source"]["id"] == "google/siglip-base-patch16-224" and told["dtype"] == "torch.float16"
+
+
+def test_pictures_that_cannot_be_read_are_named_by_either_stage(s0, s1):
+    """Stage 0 meets them as it caches, stage 1 as it trains; either may have held one out."""
+    for folder in (s0, s1):
+        told = [json.loads(line) for line in (folder / "skipped.jsonl").read_text().splitlines()]
+        unreadable = json.loads((folder / "metrics.json").read_text())["protocol"].get("unreadable", [])
+        assert {row["image_id"] for row in told} | set(unreadable) == {"4", "5"}
+        assert all(f"{int(row['image_id']):012}.jpg" in row["problem"] for row in told)
 
 
 def test_every_tool_takes_the_light_folder(hub, place, s0):
