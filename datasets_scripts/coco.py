@@ -112,16 +112,17 @@ class Coco(FolderBuilder):
         captions_file = _annotations(self.config.data_dir, "captions", name)
         instances_file = _annotations(self.config.data_dir, "instances", name)
         pictures, captions, blank = _captions(captions_file)
-        regions: dict[Any, list[dict]] = {}
+        regions: dict[str, list[dict]] = {}
         if os.path.isfile(instances_file):
             more, regions = _regions(instances_file)
             for key in more.keys() & pictures.keys():
                 if more[key] != pictures[key]:
                     raise ValueError(
-                        f"{instances_file}: image {key!r} is {more[key]}, but {pictures[key]} in {captions_file}"
+                        f"{instances_file}: image {key} is {more[key]}, but {pictures[key]} in {captions_file}"
                     )
             pictures = {**more, **pictures}
-        there = set(os.listdir(folder))
+        with os.scandir(folder) as entries:
+            there = {entry.name for entry in entries if entry.is_file()}
         silent = [file for key, file in pictures.items() if key not in captions]
         missing = [file for key, file in pictures.items() if key in captions and file not in there]
         # counted before the first row, so that a stream that is left early has said it too
@@ -136,9 +137,7 @@ class Coco(FolderBuilder):
             usable = {key: file for key, file in usable.items() if (file in out) == (split == "validation")}
         for key, file in usable.items():
             path = os.path.join(folder, file)
-            rows = caption_rows(
-                [path], captions[key], str(key), self.config.prompt, regions.get(key, []), self.config.rows
-            )
+            rows = caption_rows([path], captions[key], key, self.config.prompt, regions.get(key, []), self.config.rows)
             for i, row in enumerate(rows):
                 yield f"{key}-{i}", row
 
@@ -166,9 +165,12 @@ def _without_outline(record: dict) -> dict:
 
 def _read(path: str) -> dict:
     try:
-        with open(path, encoding="utf-8") as file:
+        # -sig: some editors begin a file with a byte order mark
+        with open(path, encoding="utf-8-sig") as file:
             content = json.load(file, object_hook=_without_outline)
-    except json.JSONDecodeError as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
+    except (ValueError, RecursionError) as error:  # RecursionError: thousands of brackets within each other
         raise ValueError(f"{path} is not JSON: {error}") from error
     for key in ("images", "annotations"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
@@ -176,32 +178,51 @@ def _read(path: str) -> dict:
     return content
 
 
-def _field(path: str, record: Any, key: str, kind: type | tuple) -> Any:
-    """`record[key]`, which must be a `kind`."""
+def _field(path: str, record: Any, key: str, kind: type) -> Any:
+    """`record[key]`, which must be a `kind`, and if a string, one that can be written as UTF-8."""
     value = record.get(key) if isinstance(record, dict) else None
-    if not isinstance(value, kind):
-        raise ValueError(f"{path}: {key!r} is {value!r} in record {str(record)[:300]}")
+    if not isinstance(value, kind) or (kind is str and not _is_text(value)):
+        raise ValueError(f"{path}: {key!r} is {value!r:.100} in record {str(record)[:300]}")
     return value
 
 
-def _pictures(path: str, content: dict) -> dict[int | str, str]:
+def _is_text(string: str) -> bool:
+    try:
+        return string.isascii() or bool(string.encode())
+    except UnicodeEncodeError:  # JSON can hold half a character, as "\ud83d"; Arrow cannot
+        return False
+
+
+def _id(path: str, record: Any, key: str) -> str:
+    """An id, which is a whole number or a string: 7 and "7" are one, as they are in the column `image_id`."""
+    value = record.get(key) if isinstance(record, dict) else None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return _field(path, record, key, str)
+
+
+def _pictures(path: str, content: dict) -> dict[str, str]:
     pictures = {}
     for record in content["images"]:
-        key = _field(path, record, "id", (int, str))
+        key = _id(path, record, "id")
         if key in pictures:
-            raise ValueError(f"{path}: two images have id {key!r}")
-        pictures[key] = _field(path, record, "file_name", str)
+            raise ValueError(f"{path}: two images have id {key}")
+        file = pictures[key] = _field(path, record, "file_name", str)
+        if not file or file.startswith("/") or ".." in file.split("/"):
+            raise ValueError(
+                f"{path}: image {key} has file_name {file!r}; expected the name of a file in the pictures' folder"
+            )
     return pictures
 
 
-def _picture_of(path: str, annotation: Any, pictures: dict) -> int | str:
-    key = _field(path, annotation, "image_id", (int, str))
+def _picture_of(path: str, annotation: Any, pictures: dict) -> str:
+    key = _id(path, annotation, "image_id")
     if key not in pictures:
-        raise ValueError(f"{path}: annotation {annotation.get('id')!r} is of image {key!r}, which is not in 'images'")
+        raise ValueError(f"{path}: annotation {annotation.get('id')!r} is of image {key}, which is not in 'images'")
     return key
 
 
-def _captions(path: str) -> tuple[dict, dict[Any, list[str]], list[str]]:
+def _captions(path: str) -> tuple[dict, dict[str, list[str]], list[str]]:
     """Picture id -> file name, picture id -> captions, and the file names of pictures with a blank one."""
     content = _read(path)
     pictures, captions, blank = _pictures(path, content), defaultdict(list), []
@@ -216,24 +237,34 @@ def _captions(path: str) -> tuple[dict, dict[Any, list[str]], list[str]]:
     return pictures, dict(captions), blank
 
 
-def _regions(path: str) -> tuple[dict, dict[Any, list[dict]]]:
+def _is_length(number: Any) -> bool:
+    """Whether it can be a place in a picture: neither true, which Python counts as 1, nor NaN, nor 1e308."""
+    return isinstance(number, (int, float)) and not isinstance(number, bool) and -1e9 < number < 1e9
+
+
+def _regions(path: str) -> tuple[dict, dict[str, list[dict]]]:
     """Picture id -> file name, and picture id -> regions. Boxes without an area (COCO has some) are left out."""
     content = _read(path)
     if not isinstance(content.get("categories"), list):
         raise ValueError(f"{path} has no list 'categories'; is it an instances file?")
-    categories = {_field(path, c, "id", (int, str)): _field(path, c, "name", str) for c in content["categories"]}
+    categories: dict[str, str] = {}
+    for record in content["categories"]:
+        key = _id(path, record, "id")
+        if key in categories:
+            raise ValueError(f"{path}: two categories have id {key}")
+        categories[key] = _field(path, record, "name", str)
     pictures, regions, flat = _pictures(path, content), defaultdict(list), []
     for annotation in content["annotations"]:
         key = _picture_of(path, annotation, pictures)
-        category = _field(path, annotation, "category_id", (int, str))
+        category = _id(path, annotation, "category_id")
         if category not in categories:
             raise ValueError(
-                f"{path}: annotation {annotation.get('id')!r} has category {category!r}, which is not in 'categories'"
+                f"{path}: annotation {annotation.get('id')!r} has category {category}, which is not in 'categories'"
             )
         box = _field(path, annotation, "bbox", list)
-        if len(box) != 4 or not all(isinstance(number, (int, float)) for number in box):
+        if len(box) != 4 or not all(_is_length(number) for number in box):
             raise ValueError(
-                f"{path}: annotation {annotation.get('id')!r} has bbox {box}; expected four numbers x, y, width, height"
+                f"{path}: annotation {annotation.get('id')!r} has bbox {box!r:.100}; expected four numbers x, y, width, height"
             )
         x, y, width, height = map(float, box)
         if width > 0 and height > 0:

@@ -115,6 +115,9 @@ def _records(path: str) -> Iterator[tuple[str, dict]]:
         with open(path, encoding="utf-8-sig", newline="") as file:
             if path.endswith(".csv"):
                 lines = csv.DictReader(file, strict=True)
+                names = [name for name in lines.fieldnames or () if name]
+                if len(set(names)) < len(names):
+                    raise ValueError(f"{path}, line 1: two columns have one name, in {', '.join(names)}")
                 for record in lines:
                     if None in record:
                         raise ValueError(
@@ -126,7 +129,9 @@ def _records(path: str) -> Iterator[tuple[str, dict]]:
                     if line.strip():
                         try:
                             record = json.loads(line)
-                        except json.JSONDecodeError as error:
+                            if "\\ud" in line.lower():  # half a character, which Arrow cannot hold, is written so
+                                json.dumps(record, ensure_ascii=False).encode()
+                        except (ValueError, RecursionError) as error:  # RecursionError: brackets in brackets
                             raise ValueError(
                                 f"{path}, line {number}: not JSON ({error}); a line is, as: {EXAMPLE}"
                             ) from error
@@ -136,7 +141,7 @@ def _records(path: str) -> Iterator[tuple[str, dict]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
     except csv.Error as error:
-        raise ValueError(f"{path}, line {lines.line_num}: not CSV ({error})") from error
+        raise ValueError(f"{path}, line {lines.reader.line_num}: not CSV ({error})") from error
 
 
 def _grouped(path: str, prompt: str) -> dict[tuple[str, str], tuple[list[str], list[dict]]]:
@@ -178,7 +183,7 @@ def _strings(where: str, record: dict, keys: tuple[str, ...]) -> list[str]:
     value = record[given[0]] if given else []
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise ValueError(f"{where}: {given[0]} must be a string or a list of strings, none blank; is {value!r}")
+        raise ValueError(f"{where}: {given[0]} must be a string or a list of strings, none blank; is {value!r:.100}")
     return [text.strip() for text in texts]
 
 
@@ -195,11 +200,16 @@ def _regions(where: str, record: dict) -> list[dict[str, Any]]:
         raise ValueError(f"{where}: objects has {len(boxes)} bbox and {len(phrases)} categories")
     regions = []
     for box, phrase in zip(boxes, phrases, strict=True):
-        numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(number, (int, float)) for number in box)
+        numbers = isinstance(box, list) and len(box) == 4 and all(_is_length(number) for number in box)
         if not numbers or not (box[2] > 0 and box[3] > 0) or not isinstance(phrase, str):
             raise ValueError(
-                f"{where}: object {phrase!r} with bbox {box}: expected a name, and x, y, width > 0, height > 0"
+                f"{where}: object {phrase!r} with bbox {box!r:.100}: expected a name, and x, y, width > 0, height > 0"
             )
         x, y, width, height = map(float, box)
         regions.append({"box": [x, y, x + width, y + height], "phrase": phrase})
     return regions
+
+
+def _is_length(number: Any) -> bool:
+    """Whether it can be a place in a picture: neither true, which Python counts as 1, nor NaN, nor 1e308."""
+    return isinstance(number, (int, float)) and not isinstance(number, bool) and -1e9 < number < 1e9

@@ -205,6 +205,34 @@ def test_no_picture_at_all_is_an_error(folder):
         prepared(folder)
 
 
+def test_a_folder_that_has_the_name_of_a_picture_is_a_missing_picture(folder, caplog):
+    (folder / "train2017" / "000000000009.jpg").unlink()
+    (folder / "train2017" / "000000000009.jpg").mkdir()
+    assert prepared(folder)["image_id"][:] == ["7"]
+    assert "1 pictures skipped" in caplog.text
+
+
+@pytest.mark.parametrize("said", ["<image>", "a\0b\x07c\x1b[2J", "word " * 9_999 + "word", "ein Löwe 🦁", "</s>", "{}"])
+def test_what_a_caption_holds_is_kept(folder, said):
+    write(folder, "train2017", changed(CAPTIONS, "annotations", 1, caption=said))
+    row = prepared(folder)[0]
+    assert row["completion"][0]["content"] == said and row["references"] == [said]
+
+
+def test_an_id_may_be_a_string_in_one_place_and_a_number_in_another(folder):
+    captions, instances = changed(CAPTIONS, "images", 1, id="9"), changed(INSTANCES, "annotations", 0, category_id="18")
+    write(folder, "train2017", captions, instances)
+    rows = prepared(folder, rows="image")
+    assert rows["image_id"][:] == ["7", "9"]
+    assert [region["phrase"] for region in rows[1]["regions"]] == ["dog", "person"]
+
+
+def test_a_byte_order_mark_is_passed_over(folder):
+    file = folder / "annotations" / "captions_train2017.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert len(prepared(folder)) == 3
+
+
 TWICE = CAPTIONS | {"images": [*CAPTIONS["images"], {"id": 7, "file_name": "x.jpg"}]}
 BROKEN = {
     "caption_not_a_string": (
@@ -225,6 +253,30 @@ BROKEN = {
         "'file_name' is None in record .*7",
     ),
     "picture_twice": (TWICE, None, "two images have id 7"),
+    "picture_twice_once_as_text": (changed(CAPTIONS, "images", 1, id="7"), None, "two images have id 7"),
+    "category_twice": (CAPTIONS, changed(INSTANCES, "categories", 1, id="18"), "two categories have id 18"),
+    "id_true": (changed(CAPTIONS, "images", 0, id=True), None, "'id' is True in record .*000000000007"),
+    "id_float": (changed(CAPTIONS, "annotations", 0, image_id=9.0), None, "'image_id' is 9.0 in record .*A dog"),
+    "id_list": (changed(CAPTIONS, "annotations", 0, image_id=[9]), None, r"'image_id' is \[9\] in record .*A dog"),
+    "picture_not_an_object": (CAPTIONS | {"images": [["a.jpg"]]}, None, r"'id' is None in record \['a.jpg'\]"),
+    "category_not_an_object": (CAPTIONS, INSTANCES | {"categories": ["dog"]}, "'id' is None in record dog"),
+    "file_name_above": (changed(CAPTIONS, "images", 0, file_name="../a.jpg"), None, "image 7 has file_name '../a.jpg'"),
+    "file_name_absolute": (changed(CAPTIONS, "images", 0, file_name="/a.jpg"), None, "image 7 has file_name '/a.jpg'"),
+    "file_name_empty": (changed(CAPTIONS, "images", 0, file_name=""), None, "image 7 has file_name ''"),
+    "half_a_character": (changed(CAPTIONS, "annotations", 0, caption="a \ud83d"), None, r"'caption' is 'a \\ud83d'"),
+    **{
+        f"box_with_{number}": (
+            CAPTIONS,
+            changed(INSTANCES, "annotations", 0, bbox=[number, 1, 2, 3]),
+            "annotation 5 has",
+        )
+        for number in (float("nan"), float("inf"), -float("inf"), 1e308, 10**400, True, "1", None, [1])
+    },
+    "box_without_end": (
+        CAPTIONS,
+        changed(INSTANCES, "annotations", 0, bbox=[1, 1, float("nan"), 1]),
+        "annotation 5 has",
+    ),
     "no_annotations": (without(CAPTIONS, "annotations"), None, "no list 'annotations'"),
     "region_of_unknown_picture": (
         CAPTIONS,
@@ -262,6 +314,26 @@ def test_half_a_json_file_is_an_error_that_names_it(folder):
     file.write_text(file.read_text()[:100])
     with pytest.raises(ValueError, match="captions_train2017.json is not JSON"):
         prepared(folder)
+
+
+NOT_COCO = {
+    "empty": (b"", "is not JSON: Expecting value"),
+    "a_list": (b"[]", "has no list 'images'"),
+    "text": (b'"images"', "has no list 'images'"),
+    "an_object_for_a_list": (b'{"images": {"id": 7}, "annotations": []}', "has no list 'images'"),
+    "brackets_in_brackets": (b"[" * 100_000, "is not JSON: maximum recursion"),
+    "a_number_of_5000_digits": (b'{"images": [{"id": %s}]}' % (b"1" * 5000), "is not JSON: Exceeds the limit"),
+    "latin_1": ('{"images": "café"}'.encode("latin-1"), "is not UTF-8 .*; save it as UTF-8"),
+    "utf_16": ('{"images": []}'.encode("utf-16"), "is not UTF-8 .*; save it as UTF-8"),
+}
+
+
+@pytest.mark.parametrize("content, said", NOT_COCO.values(), ids=NOT_COCO)
+def test_a_file_that_is_something_else_is_an_error_that_names_it(folder, content, said):
+    (folder / "annotations" / "captions_train2017.json").write_bytes(content)
+    for read in (prepared, lambda folder: list(coco(folder).as_streaming_dataset("train"))):
+        with pytest.raises(ValueError, match=f"captions_train2017.json {said}"):
+            read(folder)
 
 
 def test_a_config_that_cannot_be_is_refused_at_once(folder):

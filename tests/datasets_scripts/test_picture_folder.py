@@ -176,6 +176,24 @@ BROKEN = {
     "box_of_three": (picture("a.png", objects=BOX | {"bbox": [[0, 0, 2]]}), r"'cat' with bbox \[0, 0, 2\]"),
     "box_without_area": (picture("a.png", objects=BOX | {"bbox": [[0, 0, 0, 2]]}), "width > 0"),
     "category_number": (picture("a.png", objects=BOX | {"categories": [3]}), "object 3 with bbox"),
+    **{
+        f"box_with_{number}": (picture("a.png", objects=BOX | {"bbox": [[number, 0, 2, 2]]}), "'cat' with bbox")
+        for number in (float("nan"), float("inf"), 1e308, 10**400, True, "1", None, [1])
+    },
+    "box_without_end": (picture("a.png", objects=BOX | {"bbox": [[0, 0, float("nan"), 2]]}), "'cat' with bbox"),
+    "file_name_number": ('{"file_name": 5, "caption": "A cat."}', "no file_name"),
+    "file_name_true": ('{"file_name": true, "caption": "A cat."}', "no file_name"),
+    "file_name_with_nul": (r'{"file_name": "a\u0000.png", "caption": "A cat."}', "there is no picture"),
+    "file_name_a_folder": ('{"file_name": "..", "caption": "A cat."}', "there is no picture"),
+    "caption_true": (picture("a.png", caption=True), "caption must be .* is True"),
+    "caption_nan": (picture("a.png", caption=float("nan")), "caption must be .* is nan"),
+    "caption_object": (picture("a.png", caption={"en": "A cat."}), "caption must be .* is {'en'"),
+    "caption_blank": (picture("a.png", caption=" \n"), "caption must be .* none blank"),
+    "captions_in_captions": (picture("a.png", caption=[["A cat."]]), "caption must be"),
+    "half_a_character": (picture("a.png", caption="a \ud83d"), "not JSON .*surrogates not allowed"),
+    "brackets_in_brackets": ("[" * 100_000, "not JSON .maximum recursion"),
+    "a_number_of_5000_digits": ('{"file_name": %s}' % ("1" * 5000), "not JSON .Exceeds the limit"),
+    "null": ("null", "not an object"),
 }
 
 
@@ -186,6 +204,39 @@ def test_what_is_wrong_is_an_error_that_names_file_and_line(tmp_path, line, said
     for how in (read, lambda folder: list(build(folder).as_streaming_dataset("train"))):
         with pytest.raises(ValueError, match=f"metadata.jsonl, line 3: .*{said}"):
             how(folder)
+
+
+@pytest.mark.parametrize(
+    "said", ["<image>", "a\0b\x07c\x1b[2J", "word " * 9_999 + "word", "ein Löwe 🦁", "</s>", "a\n b"]
+)
+@pytest.mark.parametrize("file", ["metadata.jsonl", "metadata.csv"])
+def test_what_a_caption_holds_is_kept(tmp_path, said, file):
+    folder = write(tmp_path / "f", picture("a.png", caption=said))
+    if file == "metadata.csv":
+        (folder / "metadata.jsonl").unlink()
+        write(folder, f'file_name,caption\na.png,"{said}"', file=file)
+    assert read(folder)["references"][:] == [[said]]
+
+
+def test_a_table_with_two_columns_of_one_name_is_refused_unless_they_have_none(tmp_path):
+    write(tmp_path / "f", picture("a.png"))
+    (tmp_path / "f" / "metadata.jsonl").unlink()
+    write(tmp_path / "f", "file_name,caption,,\na.png,A cat.,,\n", file="metadata.csv")
+    assert read(tmp_path / "f")["references"][:] == [["A cat."]]
+    write(tmp_path / "f", "file_name,caption,caption\na.png,A cat.,A dog.\n", file="metadata.csv")
+    with pytest.raises(
+        ValueError, match=r"metadata.csv, line 1: two columns have one name, in file_name, caption, cap"
+    ):
+        read(tmp_path / "f")
+
+
+def test_a_cell_of_a_table_that_is_too_long_or_ill_quoted_names_the_line(tmp_path):
+    write(tmp_path / "f", picture("a.png"))
+    (tmp_path / "f" / "metadata.jsonl").unlink()
+    for cell, said in (("long " * 30_000, "field larger than field limit"), ('"A "cat."', "expected after")):
+        write(tmp_path / "f", f"file_name,caption\na.png,A cat.\na.png,{cell}\n", file="metadata.csv")
+        with pytest.raises(ValueError, match=rf"metadata.csv, line 3: not CSV \(.*{said}"):
+            read(tmp_path / "f")
 
 
 def test_a_table_with_too_many_cells_names_the_line(tmp_path):
@@ -200,9 +251,10 @@ def test_metadata_that_is_empty_or_not_utf8_is_an_error_that_names_it(tmp_path):
     folder = write(tmp_path / "f", "\n")
     with pytest.raises(ValueError, match="metadata.jsonl has no rows"):
         read(folder)
-    (folder / "metadata.jsonl").write_bytes('{"file_name": "café.png"}'.encode("latin-1"))
-    with pytest.raises(ValueError, match="metadata.jsonl is not UTF-8"):
-        read(folder)
+    for encoding in ("latin-1", "utf-16"):
+        (folder / "metadata.jsonl").write_bytes('{"file_name": "café.png"}'.encode(encoding))
+        with pytest.raises(ValueError, match="metadata.jsonl is not UTF-8"):
+            read(folder)
 
 
 def test_a_folder_without_metadata_says_what_to_write(tmp_path):
