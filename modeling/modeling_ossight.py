@@ -290,8 +290,12 @@ class OSSightModel(OSSightPreTrainedModel):
         elif encoded is not None:
             raise ValueError("images need input_ids: placeholders cannot be found in inputs_embeds")
 
-        image_tokens = None
-        may_look = None
+        read_before = past_key_values is not None and past_key_values.get_seq_length() > 0
+        if read_before and visual_states is None:  # an earlier chunk of the prompt, or an earlier turn, had images
+            visual_states, visual_mask = getattr(past_key_values, "visual", (None, None))
+        image_tokens = may_look = None
+        if visual_states is not None:
+            may_look = visual_mask[:, None, :].expand(-1, inputs_embeds.shape[1], -1)
         if encoded is not None:
             image_tokens = torch.cat(list(encoded.pooler_output)).to(inputs_embeds.device)
             slots = input_ids == self.config.image_token_id
@@ -300,12 +304,18 @@ class OSSightModel(OSSightPreTrainedModel):
                     f"Image features and image tokens do not match: the prompt holds {found} image tokens, the images yield "
                     f"{len(image_tokens)}. Let the processor write the placeholders, and do not truncate through an image."
                 )
-            visual_states, visual_mask, positions = self._see(slots, image_tokens)
+            new_states, new_mask, positions = self._see(slots, image_tokens)
             # a text token may look at images before it; an image token, being one, at none
             before = positions[:, None, :] < torch.arange(slots.shape[1], device=slots.device)[None, :, None]
-            may_look = before & visual_mask[:, None, :] & ~slots[:, :, None]
-        elif visual_states is not None:
-            may_look = visual_mask[:, None, :].expand(-1, inputs_embeds.shape[1], -1)
+            may_look_at_new = before & new_mask[:, None, :]
+            if visual_states is not None:
+                new_states, new_mask = (
+                    torch.cat(pair, 1) for pair in ((visual_states, new_states), (visual_mask, new_mask))
+                )
+                may_look_at_new = torch.cat([may_look, may_look_at_new], -1)
+            visual_states, visual_mask, may_look = new_states, new_mask, may_look_at_new & ~slots[:, :, None]
+        if past_key_values is not None and visual_states is not None:
+            past_key_values.visual = visual_states, visual_mask
 
         text_embeds = inputs_embeds
         if image_tokens is not None:

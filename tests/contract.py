@@ -72,6 +72,30 @@ class ModelContract:
         plain, _ = logits_of_generation(model, inputs, use_cache=False)
         assert_close(cached, plain, rtol=1e-4, atol=1e-4)
 
+    @pytest.mark.parametrize("size", [1, 5, 9, 16])
+    def test_a_prompt_read_in_chunks_is_the_prompt(self, model, inputs, size):
+        """Chunks that end before, within and after a picture."""
+        whole, _ = logits_of_generation(model, inputs)
+        chunked, _ = logits_of_generation(model, inputs, prefill_chunk_size=size)
+        assert_close(chunked, whole, rtol=1e-4, atol=1e-4)
+
+    def test_a_second_turn_goes_on_from_the_first_ones_cache(self, model, processor):
+        token = processor.image_token
+        first = processor(text=[f"a {token} is it"], images=[picture(3)], return_tensors="pt")
+        out = model.generate(**first, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+        more = processor(text=[f"b {token} what colour"], images=[picture(4)], return_tensors="pt")
+        ids = torch.cat([out.sequences, more["input_ids"]], 1)
+        pixels = torch.cat([first["pixel_values"], more["pixel_values"]])
+        asked = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        whole, _ = logits_of_generation(model, asked | {"pixel_values": pixels})
+        new = model(
+            ids[:, out.past_key_values.get_seq_length() :],
+            pixel_values=more["pixel_values"],
+            attention_mask=asked["attention_mask"],
+            past_key_values=out.past_key_values,
+        ).logits[:, -1]
+        assert_close(new, whole[:, 0], rtol=1e-4, atol=1e-4)
+
     def test_a_batch_equals_its_rows_one_at_a_time(self, model, processor, inputs):
         together, _ = logits_of_generation(model, inputs)
         token = processor.image_token
