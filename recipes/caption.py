@@ -9,7 +9,7 @@ error. A killed run goes on where its newest sealed checkpoint stands: run the s
 --resume_from_checkpoint true. Rows that cannot be used are skipped, counted and named in skipped.jsonl; --strict true stops at one.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import yaml
@@ -25,7 +25,7 @@ from processing import OSSightProcessor
 from trainers.captioning_config import CaptioningConfig
 from trainers.captioning_evaluation import evaluate_captions, report
 from trainers.captioning_trainer import CaptioningTrainer
-from trainers.run_folder import write_text
+from trainers.run_folder import read_settings, write_text
 from trainers.streaming import first_rows
 from trainers.vision_features import cache_vision_features
 
@@ -45,17 +45,15 @@ class Recipe:
     load_in_4bit: bool = False  # the language model, in nf4; `dtype` is what it computes in
     freeze_vision: bool = True
     freeze_text: bool = True
-    lora: dict = field(default_factory=dict)  # peft.LoraConfig's fields; the model's folder then holds base and adapter
+    lora: dict | str | None = None  # peft.LoraConfig's fields; the model's folder then holds base and adapter
     save_towers: bool = True  # false: checkpoints name unchanged towers by Hub id and commit instead of carrying them
-    model_config: dict = field(
-        default_factory=dict
-    )  # OSSightConfig's own fields: fusion, alpha_align, adapter_hidden_size, …
+    model_config: dict | str | None = None  # OSSightConfig's own fields: fusion, alpha_align, adapter_hidden_size, …
 
     # The data: canonical rows
     dataset: str = "pictures"  # scenes, pictures (a folder of one's own, or COCO's layout), or a Hub id
     data_dir: str | None = None
-    dataset_options: dict = field(default_factory=dict)  # of the builder: num_train, seed, prompt, …
-    columns: dict = field(default_factory=dict)  # of a Hub id without canonical columns: {image: jpg, caption: txt}
+    dataset_options: dict | str | None = None  # of the builder: num_train, seed, prompt, …
+    columns: dict | str | None = None  # of a Hub id without canonical columns: {image: jpg, caption: txt}
     streaming: bool = False  # read as it is trained on, instead of whole first; needs max_steps
     stream_buffer: int = 1000  # rows that a stream is shuffled among
     cache_vision_features: bool = False  # run a frozen vision tower once a picture, not once a step
@@ -66,6 +64,10 @@ class Recipe:
     test_examples: int | None = None
     blind_control: bool = False  # score once more with the pictures shuffled
     early_stopping_patience: int | None = None  # evaluations without a better metric_for_best_model
+
+    def __post_init__(self):
+        for name in ("model_config", "lora", "dataset_options", "columns"):
+            setattr(self, name, read_settings(name, getattr(self, name)))
 
 
 def join_towers(recipe: Recipe) -> tuple[OSSightForConditionalGeneration, OSSightProcessor]:
@@ -120,7 +122,7 @@ def main(recipe: Recipe, args: CaptioningConfig) -> None:
     # 3. Train; every evaluation captions pictures and scores them.
     if recipe.lora:
         with args.main_process_first(desc="saving what the adapter stands on"):
-            if args.process_index == 0 and not args.resume_from_checkpoint:
+            if args.process_index == 0:
                 model.save_pretrained(args.output_dir)
         model.name_or_path = args.output_dir
         model = get_peft_model(model, LoraConfig(**recipe.lora))

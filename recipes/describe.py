@@ -22,6 +22,7 @@ import modeling  # noqa: F401  teaches the Auto classes our models: the working 
 import processing  # noqa: F401
 from datasets_scripts.canonical import PROMPT
 from datasets_scripts.open_picture import UnreadablePicture, open_picture
+from modeling.head_suppression import chosen_spin, enable_spin
 from trainers.captioning_evaluation import generate_captions
 
 
@@ -60,6 +61,10 @@ def main() -> None:
     parser.add_argument("--num_beams", type=int, default=1)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument(
+        "--spin", nargs="*", metavar="NAME=VALUE",
+        help="suppress heads that look away from the picture: keep_ratio=0.9 suppression=0.08 …; nothing: as the model keeps it",
+    )  # fmt: skip
+    parser.add_argument(
         "--trust_remote_code", action="store_true", help="for models that are not ours; pin --revision then"
     )
     args = parser.parse_args()
@@ -80,6 +85,9 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=args.dtype, **common).eval().to(device)
     processor = AutoProcessor.from_pretrained(args.model, **common)
+
+    if args.spin is not None:
+        enable_spin(model, chosen_spin(model, args.spin))
 
     # 3. Describe, a batch at a time.
     turns = [{"role": "user", "content": args.prompt}]

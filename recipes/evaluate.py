@@ -19,7 +19,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentP
 import modeling  # noqa: F401  teaches the Auto classes our models: the working tree wins over code saved with a checkpoint
 import processing  # noqa: F401
 from datasets_scripts import load_rows
+from modeling.head_suppression import chosen_spin, enable_spin
 from trainers.captioning_evaluation import evaluate_captions, report
+from trainers.run_folder import read_settings
 
 
 @dataclass
@@ -30,6 +32,8 @@ class Arguments:
     split: str = "test"
     revision: str | None = None  # of a Hub id: branch, tag or commit; recorded as a commit
     data_dir: str | None = None
+    dataset_options: str | None = None  # of the builder, as JSON: '{"train_from": "val2017"}'
+    columns: str | None = None  # of a Hub id without canonical columns: '{"image": "jpg", "caption": "txt"}'
     num_examples: int | None = None  # the first so many rows
     metrics: list[str] | None = field(default=None, metadata={"nargs": "+"})  # default: all that the rows allow
     batch_size: int = 50
@@ -39,6 +43,10 @@ class Arguments:
         False  # stop at a picture that cannot be read, instead of leaving it out and naming it in metrics.json
     )
     blind_control: bool = False  # score once more with the pictures shuffled
+    spin: list[str] | None = field(  # suppress heads that look away from the picture: keep_ratio=0.9 suppression=0.08 …
+        default=None,
+        metadata={"nargs": "*"},  # nothing after it: as is kept with the model
+    )
     dtype: str = "float32"
     trust_remote_code: bool = False  # for models that are not ours; pin --revision then
 
@@ -64,13 +72,19 @@ def main(args: Arguments) -> None:
     processor = AutoProcessor.from_pretrained(args.model, **common)
 
     # 2. The rows to be judged by, one a picture.
-    rows = load_rows(args.dataset, args.split, rows="image", data_dir=args.data_dir)
+    options = read_settings("dataset_options", args.dataset_options)
+    columns = read_settings("columns", args.columns) or None
+    rows = load_rows(args.dataset, args.split, rows="image", data_dir=args.data_dir, columns=columns, **options)
     if args.num_examples is not None:
         rows = rows.select(range(min(args.num_examples, len(rows))))
     metrics = args.metrics or (["scene_f1"] if args.dataset == "scenes" else []) + ["bleu", "rouge_l", "cider"]
 
     # 3. Captions, and what they are worth.
     protocol = {"dataset": args.dataset, "split": args.split, "model": args.model, "revision": exact}
+    if args.spin is not None:
+        how = chosen_spin(model, args.spin)
+        enable_spin(model, how)
+        protocol["spin"] = how.to_dict()
     figures = evaluate_captions(
         model, processor, rows, metrics, Path(args.output), protocol,
         batch_size=args.batch_size, blind_control=args.blind_control, strict=args.strict,

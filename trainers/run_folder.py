@@ -32,3 +32,14 @@ def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
 
 def read_jsonl(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def read_settings(name: str, value: dict | str | None) -> dict:
+    """A field that is a mapping in YAML and JSON on the command line. Raises ValueError, naming the field, for anything else."""
+    try:
+        value = json.loads(value) if isinstance(value, str) else value or {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}: {value!r} is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be a mapping, is {value!r}")
+    return value

@@ -155,6 +155,15 @@ def test_an_unknown_key_is_an_error(recipe, tmp_path):
     assert done.returncode and "learning_rat" in done.stderr
 
 
+def test_a_mapping_may_be_given_on_the_command_line_and_what_is_none_is_named(recipe, tmp_path):
+    short = ["--max_steps", "1", "--eval_strategy", "no", "--test_examples", "2"]
+    said = ["--model_config", '{"fusion": "none"}', "--dataset_options", '{"num_train": 8, "num_eval": 4}']
+    run(*LAUNCH, ROOT / "recipes/caption.py", "--config", recipe, *short, *said, cwd=tmp_path)
+    assert json.loads((tmp_path / "out/config.json").read_text())["fusion"] == "none"
+    done = run(*LAUNCH, ROOT / "recipes/caption.py", "--config", recipe, "--lora", "r=2", cwd=tmp_path, check=False)
+    assert done.returncode and "lora: 'r=2' is not JSON" in done.stderr
+
+
 def weights(folder):
     return load_file(folder / "model.safetensors")
 

@@ -85,7 +85,7 @@ def s0(hub, place):
 
 @pytest.fixture(scope="module")
 def s1(hub, place, s0):
-    run(f"{S1} {FEW}", hub, place)
+    run(f"{S1} {FEW} --resume_from_checkpoint true", hub, place)  # nothing to resume: it begins
     return place / "outputs/ossight/s1_lora"
 
 
@@ -122,6 +122,7 @@ def test_pictures_that_cannot_be_read_are_named_by_either_stage(s0, s1):
 def test_every_tool_takes_the_light_folder(hub, place, s0):
     run(f"{sys.executable} recipes/stranger.py --model {s0}", hub, place)
     score = f"{sys.executable} recipes/evaluate.py --model {s0} --dataset pictures --data_dir data --split validation"
+    score += ' --dataset_options {"train_from":"val2017"}'
     run(f"{score} --output scores --dtype float16 --num_examples 3 --max_new_tokens 4", hub, place)
     done = run(
         f"{sys.executable} recipes/describe.py --model {s0} data/val2017/000000000001.jpg --max_new_tokens 4",
