@@ -6,8 +6,8 @@ Sealed checkpoints: a training run killed at any moment, the save itself include
     outputs/run/checkpoint-400/                   by one rename, once all of it is on the disk
 
 Unusual: Trainer writes in place, takes the highest number for the newest checkpoint, whole or not, and deletes old checkpoints
-before it can know that the new one is whole. Here a checkpoint has its name only when it is sealed, older ones go only after
-that, and `newest_sealed` believes a seal only when the files are those it names.
+before it can know that the new one is whole, file by file. Here a checkpoint has its name only when it is sealed, older ones
+go only after that and lose their name first, and `newest_sealed` believes a seal only when the files are those it names.
 
 For any Trainer, TRL's included: `class SealedSFTTrainer(SealedCheckpoints, SFTTrainer)`.
 """
@@ -19,13 +19,14 @@ import shutil
 from hashlib import file_digest
 from pathlib import Path
 
-from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
+from transformers.trainer_utils import sort_checkpoints
 
 
 logger = logging.getLogger(__name__)
 
 SEAL = "seal.json"
 STAGING = ".saving-"
+REMOVING = ".removing-"
 
 
 def seal(folder: Path) -> None:
@@ -71,6 +72,22 @@ def newest_sealed(run: str | Path) -> str | None:
     return None
 
 
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint: its name first, so that none is ever seen half deleted."""
+    nameless = checkpoint.with_name(REMOVING + checkpoint.name)
+    os.replace(checkpoint, nameless)
+    shutil.rmtree(nameless)
+
+
+def remove_oldest(run: Path, keep: int | None, best: str | None) -> None:
+    """Delete checkpoints, oldest first, until `keep` are left (None: all); never the newest, never the `best`."""
+    checkpoints = [Path(path) for path in sort_checkpoints(str(run))]
+    kept = {checkpoints[-1], Path(best)} if best else {checkpoints[-1]}
+    surplus = max(len(checkpoints) - max(keep, len(kept)), 0) if keep else 0
+    for checkpoint in [path for path in checkpoints if path not in kept][:surplus]:
+        remove(checkpoint)
+
+
 class SealedCheckpoints:
     """A mixin, before the Trainer in the list of bases."""
 
@@ -96,7 +113,7 @@ class SealedCheckpoints:
     def _save_checkpoint(self, model, trial) -> None:
         run, name = Path(super()._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            for left in run.glob(f"{STAGING}*"):  # of a run that was killed while it saved
+            for left in [*run.glob(f"{STAGING}*"), *run.glob(f"{REMOVING}*")]:  # of a run that was killed while it saved
                 shutil.rmtree(left)
         self.accelerator.wait_for_everyone()
         self._staging = run / f"{STAGING}{self.state.global_step}"
@@ -110,11 +127,11 @@ class SealedCheckpoints:
         if self.args.should_save:
             self.state.save_to_json(str(staging / name / "trainer_state.json"))
             if (run / name).exists():  # a broken one that was passed over
-                shutil.rmtree(run / name)
+                remove(run / name)
             seal(staging / name)
             os.replace(staging / name, run / name)
             staging.rmdir()
-            rotate_checkpoints(str(run), self.args.save_total_limit, self.state.best_model_checkpoint)
+            remove_oldest(run, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(run / name))

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -142,3 +143,29 @@ def test_a_run_killed_in_the_middle_of_a_save_resumes_from_the_one_before(tmp_pa
     assert again.exitcode == 0
     assert equal(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
     assert not list((tmp_path / "cut").glob(".saving-*"))
+
+
+class KilledWhileRemoving(TrainerCallback):
+    """Dies while the oldest checkpoint goes, one file of it gone already."""
+
+    def on_save(self, args, state, control, **kwargs):
+        def die(folder, *a, **k):
+            next(path for path in Path(folder).rglob("*.safetensors")).unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        if state.global_step == 4:
+            shutil.rmtree = die
+
+
+def test_a_run_killed_while_it_removes_a_checkpoint_leaves_none_half_deleted(tmp_path):
+    cut = child(train, tmp_path, [KilledWhileRemoving()])
+    cut.join()
+    assert cut.exitcode == -signal.SIGKILL
+    assert [p.name for p in tmp_path.glob(".removing-*")] == [".removing-checkpoint-2"]
+    left = sorted(tmp_path.glob("checkpoint-*"))
+    assert [p.name for p in left] == ["checkpoint-4", "checkpoint-6"]
+    assert [broken(p) for p in left] == [None, None]
+    again = child(train, tmp_path, resume=True)
+    again.join()
+    assert again.exitcode == 0
+    assert not list(tmp_path.glob(".*-*"))
