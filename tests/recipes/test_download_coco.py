@@ -579,7 +579,9 @@ class Process:
         ]
 
     def start(self) -> subprocess.Popen:
-        return subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # a shell's background jobs ignore Ctrl-C, and so would their children
+        heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+        return subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heard)
 
     def finish(self, *within: str) -> subprocess.CompletedProcess:
         return subprocess.run([*within, *self.command], capture_output=True, text=True, timeout=60)
