@@ -6,7 +6,9 @@ Scenes: the miniature world as a dataset. No downloads; every row is drawn when 
 
 Tasks (the builder's configs), in canonical columns; all but "preferences" and "alignment" also carry references and regions:
     captions      prompt: "Describe the picture."; completion: one of five wordings (row i has wording i mod 5); references: all
-    questions     prompt: a question; completion and only reference: its answer
+    questions     prompt: a question; completion and only reference: its answer; the extra column `kind` says what is asked
+    instructions  for learning to do both: of every three scenes of train, the first as in captions, the others one question each;
+                  the other splits are captions
     preferences   chosen and rejected, which differ in the one way that the extra column `flaw` names
     alignment     image, text
     reading       text only, for language models: rough notes and a prompt or question; the caption or answer. Every tenth row
@@ -30,7 +32,7 @@ from datasets_scripts.scene_drawing import draw, png
 from datasets_scripts.scene_language import captions, notes, preferences, questions
 
 
-TASKS = ("captions", "questions", "preferences", "alignment", "reading")
+TASKS = ("captions", "questions", "instructions", "preferences", "alignment", "reading")
 _TURNS = CAPTION_FEATURES["prompt"]
 _EXTRA = {"scene": datasets.Value("string")}  # the whole description as JSON, for whoever needs more than the columns
 
@@ -93,6 +95,7 @@ class Scenes(datasets.GeneratorBasedBuilder):
             columns |= {"flaw": datasets.Value("string"), "image_id": datasets.Value("string"), **_EXTRA}
         else:
             columns = {**CAPTION_FEATURES, **_EXTRA}
+            columns |= {"kind": datasets.Value("string")} if self.config.name == "questions" else {}
         return datasets.DatasetInfo(description=__doc__, features=datasets.Features(columns), license="Apache-2.0")
 
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
@@ -117,7 +120,13 @@ class Scenes(datasets.GeneratorBasedBuilder):
             told = json.dumps({"background": scene.background, "objects": [o._asdict() for o in scene.objects]})
             common = {"images": [picture], "image_id": scene.image_id, "scene": told}
             regions = [{"box": o.box(config.image_size), "phrase": o.phrase} for o in scene.objects]
-            if config.name == "captions":
+            asks = config.name == "instructions" and split == "train" and row % 3
+            if asks:
+                asked = questions(scene)
+                one = asked[row // 3 % len(asked)]
+                answered = turns(one["question"], one["answer"])
+                yield scene.image_id, {**common, **answered, "references": [one["answer"]], "regions": regions}
+            elif config.name in ("captions", "instructions"):
                 said = captions(scene)
                 yield (
                     scene.image_id,
@@ -126,7 +135,7 @@ class Scenes(datasets.GeneratorBasedBuilder):
             elif config.name == "questions":
                 for asked in questions(scene):
                     answer = asked["answer"]
-                    asked_answered = turns(asked["question"], answer)
+                    asked_answered = {**turns(asked["question"], answer), "kind": asked["kind"]}
                     yield (
                         f"{scene.image_id}-{asked['kind']}",
                         {**common, **asked_answered, "references": [answer], "regions": regions},

@@ -3,11 +3,24 @@
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from .configuration_ossight import OSSightConfig
+from .configuration_spin import SpinVLMConfig
 from .modeling_ossight import OSSightForConditionalGeneration, OSSightModel
+from .modeling_spin import SpinVLMForConditionalGeneration, SpinVLMModel
 
 
-AutoConfig.register("ossight", OSSightConfig)
-AutoModel.register(OSSightConfig, OSSightForConditionalGeneration)  # generic evaluators ask AutoModel for the generator
-AutoModelForImageTextToText.register(OSSightConfig, OSSightForConditionalGeneration)
+for config, generator in (
+    (OSSightConfig, OSSightForConditionalGeneration),
+    (SpinVLMConfig, SpinVLMForConditionalGeneration),
+):
+    AutoConfig.register(config.model_type, config)
+    AutoModel.register(config, generator)  # generic evaluators ask AutoModel for the generator
+    AutoModelForImageTextToText.register(config, generator)
 
-__all__ = ["OSSightConfig", "OSSightForConditionalGeneration", "OSSightModel"]
+__all__ = [
+    "OSSightConfig",
+    "OSSightForConditionalGeneration",
+    "OSSightModel",
+    "SpinVLMConfig",
+    "SpinVLMForConditionalGeneration",
+    "SpinVLMModel",
+]

@@ -6,7 +6,8 @@ Head suppression (SPIN): at each layer and for each new token, the attention hea
         -> the top-K heads keep their output, the others' is multiplied by `suppression`
 
 For any Hugging Face vision–language model whose image stands in its language model's sequence, grouped queries and sliding windows
-included: `with spin(model, SpinConfig(keep_ratio=0.9)): model.generate(...)`. No retraining, no class replaced.
+included: `with spin(model, SpinConfig(keep_ratio=0.9)): model.generate(...)`. No retraining, no class replaced. In an
+encoder–decoder that tells where in its memory the image is (`memory_has_image_mask`, the SPIN VLM), the heads of cross-attention.
 
 Unusual:
 - Attention is never materialised. The published score, the sum of a head's logits over the image's keys, is linear in the keys:
@@ -124,14 +125,21 @@ def turn_down(output: Tensor, gate: Tensor) -> Tensor:
 class _Image:
     """Where a model's image stands in the sequence it is reading, and which rows of this forward are to be gated."""
 
-    def __init__(self, config: SpinConfig, token: int):
+    def __init__(self, config: SpinConfig, token: int, across: bool):
         self.config = config
         self.token = token
+        self.across = across  # the image is in an encoder's memory
         self.where: Tensor | None = None  # (b, keys so far) bool
         self.has_image: Tensor | None = None  # (b,)
         self.rows = 0  # how many of the last rows are gated
         self.key_sums: dict[int, Tensor] = {}  # layer -> (b, Hk, d) float32
         self.prompt: Tensor | None = None  # input_ids, of a generation without a cache
+
+    def read_memory(self, where: Tensor, past: int) -> None:
+        """where (b, m) bool: the image's part of a memory. Every row of an answer is gated."""
+        if past == 0 or where is not self.where:
+            self.where, self.has_image = where, where.any(1)
+            self.key_sums.clear()
 
     def read(self, input_ids: Tensor | None, past: int, use_cache: bool, last: int, unread: int) -> None:
         """
@@ -172,12 +180,13 @@ def spin_attention(
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     image = _reading.get(id(module.config))
     sliding = kwargs.get("sliding_window") is not None or getattr(module, "is_sliding", False)
-    if image is None or image.where is None or not image.rows or sliding or not image.config.covers(module.layer_idx):
+    if image is None or image.where is None or sliding or not image.config.covers(module.layer_idx):
         return output, None
-    if image.config.suppression == 1:
+    rows = query.shape[2] if image.across else image.rows
+    if not rows or image.config.suppression == 1 or image.across != getattr(module, "is_cross_attention", False):
         return output, None
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    rows, length = image.rows, min(image.where.shape[1], key.shape[2])
+    length = min(image.where.shape[1], key.shape[2])
     asked, where = query[:, :, -rows:], image.where[:, :length]
     if image.config.score == "logits":
         if module.layer_idx not in image.key_sums:
@@ -186,16 +195,17 @@ def spin_attention(
         scores = logit_scores(asked, image.key_sums[module.layer_idx], scaling)
     else:
         whole = nn.functional.pad(where, (0, key.shape[2] - length))
-        scores = mass_scores(asked, key, whole, _allowed(attention_mask, query, key, rows), scaling)
+        scores = mass_scores(asked, key, whole, _allowed(attention_mask, key, rows, causal=not image.across), scaling)
     return turn_down(output, gates(scores, image.config, image.has_image)), None
 
 
-def _allowed(attention_mask: Tensor | None, query: Tensor, key: Tensor, rows: int) -> Tensor:
+def _allowed(attention_mask: Tensor | None, key: Tensor, rows: int, causal: bool) -> Tensor:
     """Which keys the last rows may look at, bool, broadcasting to (b, H, rows, l)."""
     keys = key.shape[2]
-    if attention_mask is None:  # causal, and the keys end where the queries do
+    if attention_mask is None:  # all, or, where the keys end where the queries do, those before
         at = torch.arange(keys, device=key.device)
-        return at <= keys - rows + torch.arange(rows, device=key.device)[:, None]
+        ends = keys - rows + torch.arange(rows, device=key.device)[:, None] if causal else keys
+        return at <= ends
     mask = attention_mask[:, :, -rows:, :keys]
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
@@ -212,7 +222,8 @@ _enabled: "weakref.WeakKeyDictionary[nn.Module, tuple]" = weakref.WeakKeyDiction
 def image_token_of(model: nn.Module) -> int:
     """The id that stands for an image token in the language model's sequence. Raises ValueError where there is none."""
     config = model.config
-    if config.model_type == "mllama" or getattr(config, "is_encoder_decoder", False):
+    across = getattr(config, "is_encoder_decoder", False) and not getattr(model, "memory_has_image_mask", False)
+    if config.model_type == "mllama" or across:
         raise ValueError(
             f"head suppression scores the image among a sequence's keys; a {config.model_type!r} sees it by cross-attention"
         )
@@ -250,16 +261,21 @@ def enable_spin(model: nn.Module, config: SpinConfig | dict | None = None) -> No
     config = SpinConfig(**config) if isinstance(config, dict) else config
     token = image_token_of(model)
     disable_spin(model)
-    text = model.config.get_text_config()
+    across = bool(getattr(model.config, "is_encoder_decoder", False))
+    text = model.config if across else model.config.get_text_config()
     before = text._attn_implementation
     if before not in ("sdpa", "eager"):
         raise ValueError(f"head suppression runs beside SDPA; this model attends by {before!r}")
-    image = _Image(config, token)
+    image = _Image(config, token, across)
 
     def look(module: nn.Module, args: tuple, kwargs: dict) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
         past = int(cache.get_seq_length()) if cache is not None else 0
+        if across:
+            memory = kwargs.get("encoder_outputs")
+            image.read_memory(memory.image_mask if memory is not None else ids == token, past)
+            return
         last = kwargs.get("logits_to_keep")
         last = last if isinstance(last, int) and last > 0 else 1
         unread = 0
@@ -269,7 +285,7 @@ def enable_spin(model: nn.Module, config: SpinConfig | dict | None = None) -> No
         image.read(ids, past, kwargs.get("use_cache") is not False, last, unread)
 
     _reading[id(text)] = image
-    model.set_attn_implementation({"text_config": ATTENTION} if text is not model.config else ATTENTION)
+    model.set_attn_implementation({_where(model, text): ATTENTION})
     hook = model.register_forward_pre_hook(look, with_kwargs=True)
     _enabled[model] = (hook, text, before)
 
@@ -281,7 +297,12 @@ def disable_spin(model: nn.Module) -> None:
     hook, text, before = _enabled.pop(model)
     hook.remove()
     _reading.pop(id(text), None)
-    model.set_attn_implementation({"text_config": before} if text is not model.config else before)
+    model.set_attn_implementation({_where(model, text): before})
+
+
+def _where(model: nn.Module, text: Any) -> str:
+    """What transformers calls the part that `text` configures."""
+    return "" if text is model.config else "text_config"
 
 
 @contextmanager

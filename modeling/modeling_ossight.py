@@ -211,8 +211,7 @@ class OSSightModel(OSSightPreTrainedModel):
             return self._adapt(vision_features.flatten(1, 2), *vision_features.shape[1:3])
         patches = self.encode_patches(pixel_values, pixel_attention_mask, spatial_shapes)
         if spatial_shapes is None:
-            size = self.config.vision_config.patch_size
-            return self._adapt(patches, pixel_values.shape[-2] // size, pixel_values.shape[-1] // size)
+            return self._adapt(patches, *self.patch_grid(pixel_values))
         if self.config.pixel_shuffle > 1:
             raise ValueError(
                 "pixel_shuffle needs pictures of one shape; pictures that keep theirs want pixel_shuffle=1"
@@ -225,6 +224,11 @@ class OSSightModel(OSSightPreTrainedModel):
     def _adapt(self, patches: Tensor, rows: int, columns: int) -> BaseModelOutputWithPooling:
         patches = pixel_shuffle(patches, rows, columns, self.config.pixel_shuffle)
         return BaseModelOutputWithPooling(last_hidden_state=patches, pooler_output=list(self.adapter(patches)))
+
+    def patch_grid(self, pixel_values: Tensor) -> tuple[int, int]:
+        """(rows, columns) of patches in pictures (n, 3, H, W)."""
+        size = self.config.vision_config.patch_size
+        return pixel_values.shape[-2] // size, pixel_values.shape[-1] // size
 
     def encode_patches(
         self,
@@ -242,9 +246,8 @@ class OSSightModel(OSSightPreTrainedModel):
             outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), **kwargs)
             patches = outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer]
         if spatial_shapes is None:
-            size = self.config.vision_config.patch_size
-            count = (pixel_values.shape[-2] // size) * (pixel_values.shape[-1] // size)
-            patches = patches[:, patches.shape[1] - count :]  # class and register tokens come first
+            rows, columns = self.patch_grid(pixel_values)
+            patches = patches[:, patches.shape[1] - rows * columns :]  # class and register tokens come first
         return patches
 
     def _see(self, slots: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

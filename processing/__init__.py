@@ -2,11 +2,15 @@
 
 from transformers import AutoProcessor
 
-from modeling.configuration_ossight import OSSightConfig  # here only: the files that travel never import modeling/
+# here only: the files that travel never import modeling/
+from modeling.configuration_ossight import OSSightConfig
+from modeling.configuration_spin import SpinVLMConfig
 
 from .processing_ossight import OSSightProcessor
+from .processing_spin import SpinVLMProcessor
 
 
 AutoProcessor.register(OSSightConfig, OSSightProcessor)
+AutoProcessor.register(SpinVLMConfig, SpinVLMProcessor)
 
-__all__ = ["OSSightProcessor"]
+__all__ = ["OSSightProcessor", "SpinVLMProcessor"]

@@ -14,14 +14,23 @@ from pathlib import Path
 
 import yaml
 from accelerate import PartialState
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForImageTextToText, AutoProcessor, EarlyStoppingCallback, set_seed
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    EarlyStoppingCallback,
+    set_seed,
+)
 from trl import TrlParser
 
 from datasets_scripts import load_rows
-from modeling import OSSightForConditionalGeneration
+from modeling import OSSightForConditionalGeneration, SpinVLMForConditionalGeneration
 from modeling.modeling_ossight import nf4
-from processing import OSSightProcessor
+from modeling.modeling_spin import timm_id
+from processing import OSSightProcessor, SpinVLMProcessor
+from processing.caption_tokenizer import IMAGE, import_vocabulary, prepare_tokenizer, train_tokenizer
 from trainers.captioning_config import CaptioningConfig
 from trainers.captioning_evaluation import evaluate_captions, report
 from trainers.captioning_trainer import CaptioningTrainer
@@ -32,22 +41,29 @@ from trainers.vision_features import cache_vision_features
 
 @dataclass
 class Recipe:
-    # The model: either a whole one to go on with, or two towers to join
+    # The model: either a whole one to go on with, or one to begin
     model: str | None = None  # folder or Hub id of any HF vision–language model
     model_revision: str | None = None
-    vision_model: str | None = None  # folder or Hub id; SigLIP, CLIP, DINOv2, ViT, …
+    architecture: str = (
+        "ossight"  # ossight (two towers joined) or spin (a vision tower and a decoder that knows nothing yet)
+    )
+    vision_model: str | None = (
+        None  # folder or Hub id; SigLIP, CLIP, DINOv2, ViT, …; for spin also timm's name of a ViT
+    )
     vision_revision: str | None = None  # commit
     text_model: str | None = None  # folder or Hub id; Qwen2.5, Llama, SmolLM2, GPT-2, …
     text_revision: str | None = None
+    tokenizer: str | None = None  # spin: a word -> id JSON, a folder or a Hub id; None: learned from the training rows
+    vocab_size: int = 8000  # spin: of a tokenizer that is learned
     trust_remote_code: bool = False  # for a `model` whose folder carries code of its own; pin model_revision then
     dtype: str = "float32"  # of the towers; adapter and fusion are float32 always
     attn_implementation: str | None = None
     load_in_4bit: bool = False  # the language model, in nf4; `dtype` is what it computes in
     freeze_vision: bool = True
-    freeze_text: bool = True
+    freeze_text: bool = True  # of ossight; a decoder that knows nothing yet has to learn
     lora: dict | str | None = None  # peft.LoraConfig's fields; the model's folder then holds base and adapter
     save_towers: bool = True  # false: checkpoints name unchanged towers by Hub id and commit instead of carrying them
-    model_config: dict | str | None = None  # OSSightConfig's own fields: fusion, alpha_align, adapter_hidden_size, …
+    model_config: dict | str | None = None  # OSSightConfig's own fields (fusion, alpha_align, …), or SpinVLMConfig's
 
     # The data: canonical rows
     dataset: str = "pictures"  # scenes, pictures (a folder of one's own, or COCO's layout), or a Hub id
@@ -88,9 +104,42 @@ def join_towers(recipe: Recipe) -> tuple[OSSightForConditionalGeneration, OSSigh
     return model, processor
 
 
+def begin_spin(recipe: Recipe, train: Dataset) -> tuple[SpinVLMForConditionalGeneration, SpinVLMProcessor]:
+    """A new SPIN VLM before a pretrained vision tower, with a tokenizer that is imported, or learned from the rows."""
+    if not recipe.vision_model:
+        raise ValueError("architecture: spin needs a vision_model: timm's name of a ViT, a folder or a Hub id")
+    if recipe.tokenizer is None:
+        some = train.select_columns(["prompt", "completion"]).take(20_000)
+        texts = (turn["content"] for row in some for turn in row["prompt"] + row["completion"])
+        tokenizer = train_tokenizer(texts, recipe.vocab_size)
+    elif recipe.tokenizer.endswith(".json"):
+        tokenizer = import_vocabulary(recipe.tokenizer)
+    else:
+        tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(recipe.tokenizer))
+    special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    special |= {
+        "image_token_id": tokenizer.convert_tokens_to_ids(IMAGE),
+        "decoder_start_token_id": tokenizer.bos_token_id,
+    }
+    model = SpinVLMForConditionalGeneration.from_vision(
+        recipe.vision_model, recipe.vision_revision, vocab_size=len(tokenizer), **special, **recipe.model_config
+    )
+    source = timm_id(recipe.vision_model), tokenizer, model.config.image_seq_length, recipe.vision_revision
+    return model, SpinVLMProcessor.from_vision(*source)
+
+
 def main(recipe: Recipe, args: CaptioningConfig) -> None:
-    # 1. A model, and the processor that speaks its language.
+    # 1. Rows to learn from and rows to be judged by.
     set_seed(args.seed)
+    options = {"data_dir": recipe.data_dir, "columns": recipe.columns or None, **recipe.dataset_options}
+    with args.main_process_first(desc="preparing the data"):
+        train = load_rows(recipe.dataset, "train", rows="caption", streaming=recipe.streaming, **options)
+        validation = load_rows(recipe.dataset, "validation", rows="image", streaming=recipe.streaming, **options)
+    if recipe.streaming:
+        train = train.shuffle(seed=args.seed, buffer_size=recipe.stream_buffer)
+        validation = first_rows(validation, args.eval_examples or 500)
+
+    # 2. A model, and the processor that speaks its language.
     if recipe.model:
         common = {"revision": recipe.model_revision, "trust_remote_code": recipe.trust_remote_code}
         processor = AutoProcessor.from_pretrained(recipe.model, **common)
@@ -98,22 +147,19 @@ def main(recipe: Recipe, args: CaptioningConfig) -> None:
             recipe.model, dtype=recipe.dtype, attn_implementation=recipe.attn_implementation,
             quantization_config=nf4(recipe.dtype) if recipe.load_in_4bit else None, **common,
         )  # fmt: skip
-    else:
+    elif recipe.architecture == "spin":
+        model, processor = begin_spin(recipe, train)
+    elif recipe.architecture == "ossight":
         model, processor = join_towers(recipe)
+    else:
+        raise ValueError(f"architecture must be ossight or spin, not {recipe.architecture!r}")
     if isinstance(model, OSSightForConditionalGeneration):
         model.freeze_towers(recipe.freeze_vision, recipe.freeze_text)
         model.config.save_towers = recipe.save_towers
-
-    # 2. Rows to learn from and rows to be judged by.
-    options = {"data_dir": recipe.data_dir, "columns": recipe.columns or None, **recipe.dataset_options}
+    elif isinstance(model, SpinVLMForConditionalGeneration):
+        model.freeze_vision(recipe.freeze_vision)
     features = None
-    with args.main_process_first(desc="preparing the data"):
-        train = load_rows(recipe.dataset, "train", rows="caption", streaming=recipe.streaming, **options)
-        validation = load_rows(recipe.dataset, "validation", rows="image", streaming=recipe.streaming, **options)
-    if recipe.streaming:
-        train = train.shuffle(seed=args.seed, buffer_size=recipe.stream_buffer)
-        validation = first_rows(validation, args.eval_examples or 500)
-    elif recipe.cache_vision_features and recipe.freeze_vision:
+    if recipe.cache_vision_features and recipe.freeze_vision and not recipe.streaming:
         features, train = cache_vision_features(
             model.to(args.device), processor, train, recipe.vision_features_dir, num_workers=args.dataloader_num_workers,
             process=(args.process_index, args.world_size), wait=PartialState().wait_for_everyone,

@@ -33,7 +33,7 @@ inputs = processor(text=expected["text"], images=list(expected["images"]), retur
 for auto in (AutoModelForImageTextToText, AutoModel):
     model = auto.from_pretrained(".", trust_remote_code=True, dtype="auto").eval()
     assert model.can_generate()
-    torch.testing.assert_close(model(**inputs).logits, expected["logits"], rtol=0, atol=0)
+    torch.testing.assert_close(model(**inputs).logits, expected["logits"], rtol=0, atol=TOLERANCE)
 """
 
 
@@ -45,6 +45,10 @@ def logits_of_generation(model, inputs, **kwargs):
 
 
 class ModelContract:
+    lora_targets = r".*language_model.*(q_proj|v_proj)"
+    bridges = ("adapter", "fusion")  # what LoRA trains whole
+    reload_tolerance = 0.0  # above 0 only where one row of a matrix product depends on where weights lie in memory
+
     @pytest.fixture
     def inputs(self, processor):
         """Two images, none, one: in one left-padded batch."""
@@ -211,8 +215,8 @@ class ModelContract:
 
     def test_lora_trains_saves_reloads_and_merges(self, model, inputs, tmp_path):
         base = copy.deepcopy(model)
-        bridge = [name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in ("adapter", "fusion")]
-        config = peft.LoraConfig(r=2, target_modules=r".*language_model.*(q_proj|v_proj)", modules_to_save=bridge)
+        bridge = [name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in self.bridges]
+        config = peft.LoraConfig(r=2, target_modules=self.lora_targets, modules_to_save=bridge)
         tuned = peft.get_peft_model(model, config)
         optimizer = torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=0.1)
         tuned.train()(**inputs, labels=self.labels(inputs)).loss.backward()
@@ -243,7 +247,8 @@ class ModelContract:
         auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
         assert {"AutoConfig", "AutoModel", "AutoModelForImageTextToText"} <= auto_map.keys()
         environment = {**os.environ, "HF_HOME": str(tmp_path / "empty"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
-        subprocess.run([sys.executable, "-c", STRANGER], cwd=tmp_path, check=True, env=environment)
+        stranger = STRANGER.replace("TOLERANCE", str(self.reload_tolerance))
+        subprocess.run([sys.executable, "-c", stranger], cwd=tmp_path, check=True, env=environment)
 
 
 def picture_list(images):

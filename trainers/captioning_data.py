@@ -114,11 +114,20 @@ class CaptioningCollator:
     Rows -> a training batch, padded on the right; labels are the completion's tokens.
 
     max_length: rows of more tokens, pictures' included, are skipped. strict: raise ValueError, naming row and cause, where a row
-    would be skipped. features: cached vision features; then `images` holds their indices.
+    would be skipped. features: cached vision features; then `images` holds their indices. is_encoder_decoder: prompts and
+    completions stay apart, as input_ids and labels, instead of following one another.
     """
 
-    def __init__(self, processor: Any, max_length: int | None = None, strict: bool = False, features: Any = None):
+    def __init__(
+        self,
+        processor: Any,
+        max_length: int | None = None,
+        strict: bool = False,
+        features: Any = None,
+        is_encoder_decoder: bool = False,
+    ):
         self.processor = processor
+        self.is_encoder_decoder = is_encoder_decoder
         self.max_length = max_length
         self.strict = strict
         self.features = features
@@ -181,23 +190,28 @@ class CaptioningCollator:
                 self._skip(rows, seen, long)
                 pixels, prompts, said = self._encode(rows, seen)
 
-        width = max(len(p) + len(c) for p, c in zip(prompts, said, strict=True))
-        pad = self.processor.tokenizer.pad_token_id
         batch = {key: torch.as_tensor(_stacked(value)) for key, value in pixels.items()}
-        batch["input_ids"] = torch.tensor(
-            [p + c + [pad] * (width - len(p) - len(c)) for p, c in zip(prompts, said, strict=True)]
-        )
-        lengths = torch.tensor([len(p) + len(c) for p, c in zip(prompts, said, strict=True)])[:, None]
-        starts = torch.tensor([len(p) for p in prompts])[:, None]
-        at = torch.arange(width)[None]
-        batch["attention_mask"] = (at < lengths).long()
         unlearned = torch.tensor([place in skipped for place in range(len(rows))])[:, None]
-        batch["labels"] = batch["input_ids"].masked_fill((at < starts) | (at >= lengths) | unlearned, -100)
+        if self.is_encoder_decoder:
+            batch["input_ids"], read = self._padded(prompts)
+            answers, learned = self._padded(said)
+        else:
+            batch["input_ids"], read = self._padded([p + c for p, c in zip(prompts, said, strict=True)])
+            starts = torch.tensor([len(p) for p in prompts])[:, None]
+            answers, learned = batch["input_ids"], read & (torch.arange(read.shape[1]) >= starts)
+        batch["attention_mask"] = read.long()
+        batch["labels"] = answers.masked_fill(~learned | unlearned, -100)
         if skipped:
             batch["skipped"] = [
                 {"image_id": rows[place].get("image_id"), "problem": problem} for place, problem in skipped.items()
             ]
         return batch
+
+    def _padded(self, ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids, padded on the right, and which of them are not padding (bool): two of (b, longest)."""
+        width, pad = max(map(len, ids)), self.processor.tokenizer.pad_token_id
+        lengths = torch.tensor([len(row) for row in ids])[:, None]
+        return torch.tensor([row + [pad] * (width - len(row)) for row in ids]), torch.arange(width) < lengths
 
     def _skip(self, rows: list[dict], seen: list, skipped: dict[int, str]) -> None:
         """Put a blank picture and no words in the place of these rows. Raises ValueError if `strict`."""

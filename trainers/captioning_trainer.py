@@ -42,7 +42,9 @@ class CaptioningTrainer(SealedCheckpoints, Trainer):
     """
 
     def __init__(self, model: Any, args: CaptioningConfig, processing_class: Any, features: Any = None, **kwargs):
-        kwargs.setdefault("data_collator", CaptioningCollator(processing_class, args.max_length, args.strict, features))
+        apart = getattr(model.config, "is_encoder_decoder", False)
+        collator = CaptioningCollator(processing_class, args.max_length, args.strict, features, apart)
+        kwargs.setdefault("data_collator", collator)
         self._streams = isinstance(kwargs.get("train_dataset"), IterableDataset)
         if self._streams and args.dataloader_num_workers:
             raise ValueError("a stream is read by each process itself: set dataloader_num_workers to 0")

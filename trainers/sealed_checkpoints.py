@@ -113,7 +113,10 @@ class SealedCheckpoints:
     def _save_checkpoint(self, model, trial) -> None:
         run, name = Path(super()._get_output_dir(trial)), f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            for left in [*run.glob(f"{STAGING}*"), *run.glob(f"{REMOVING}*")]:  # of a run that was killed while it saved
+            for left in [
+                *run.glob(f"{STAGING}*"),
+                *run.glob(f"{REMOVING}*"),
+            ]:  # of a run that was killed while it saved
                 shutil.rmtree(left)
         self.accelerator.wait_for_everyone()
         self._staging = run / f"{STAGING}{self.state.global_step}"

@@ -118,21 +118,20 @@ def cache_vision_features(
     folder: default, beside the datasets' cache. process: (index, count) of this process among those that share the work; `wait`
     returns when all have come there. Raises ValueError for pictures that keep their shapes, OSError where the disk is too small.
     """
-    core = model.model
+    core = getattr(model.model, "encoder", model.model)
     tower, device = core.vision_tower, model.device
     pixels = processor.image_processor(BLANK, return_tensors="pt")
     if "spatial_shapes" in pixels:
         raise ValueError("pictures that keep their shapes cannot be cached; set cache_vision_features: false")
     tower.to(device).eval()
-    size = model.config.vision_config.patch_size
-    grid = tuple(side // size for side in pixels["pixel_values"].shape[-2:])
+    grid = core.patch_grid(pixels["pixel_values"])
     blank = core.encode_patches(pixels["pixel_values"].to(device)).cpu()[0].view(*grid, -1)
 
     pictures, names, indices = index_pictures(rows)
     made_of = {
         "weights": fingerprint(tower),
         "tower": model.config.vision_config.to_dict(),
-        "layer": model.config.vision_feature_layer,
+        "layer": getattr(model.config, "vision_feature_layer", -1),
         "dtype": str(tower.dtype),
         "preprocessing": processor.image_processor.to_dict(),
         "pictures": sha256(json.dumps(names).encode()).hexdigest(),
@@ -153,7 +152,7 @@ def cache_vision_features(
     index, count = process
     wait()  # until every process has seen what is missing
     if index == 0:
-        source = core.tower_sources.get("vision_tower")
+        source = getattr(core, "tower_sources", {}).get("vision_tower")
         named = {"id": source.id, "commit": source.commit} if source else None
         write_json(folder / "made_of.json", made_of | {"tower_source": named, "count": len(pictures)})
     mine = missing[index::count]
