@@ -8,6 +8,7 @@ palette, CMYK), they are read as RGB. An id of a config holds sizes and times of
 outlive its source.
 """
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from hashlib import sha256
 import datasets
 from datasets.exceptions import DatasetGenerationError
 
+
+logger = logging.getLogger(__name__)
 
 PROMPT = "Describe the picture."
 ROWS = ("caption", "image")
@@ -61,15 +64,37 @@ def caption_rows(
         }
 
 
-def held_out(names: Iterable[str], fraction: float, path: str) -> set[str]:
-    """The names whose hash is in the lowest `fraction`: at least one, never all. Raises ValueError for a lone name."""
-    place = {name: int(sha256(name.encode()).hexdigest()[:12], 16) / 16**12 for name in names}
-    if len(place) < 2:
+def place(text: str) -> float:
+    """Where a text falls between 0 and 1 (not 1 itself): by its hash, so on every machine and in every run alike."""
+    return int(sha256(text.encode()).hexdigest()[:12], 16) / 16**12
+
+
+def held_out(names: Iterable[str], fraction: float, path: str, seed: str = "") -> set[str]:
+    """
+    The names whose place is in the lowest `fraction`: at least one, never all. Another seed holds others out. Raises ValueError
+    for a lone name.
+    """
+    places = {name: place(seed + name) for name in names}
+    if len(places) < 2:
         raise ValueError(
             f"{path}: one picture cannot be in train and in validation; add pictures, or set validation_fraction=0"
         )
-    below = sum(number < fraction for number in place.values())
-    return set(sorted(place, key=place.get)[: min(max(below, 1), len(place) - 1)])
+    below = sum(number < fraction for number in places.values())
+    return set(sorted(places, key=places.get)[: min(max(below, 1), len(places) - 1)])
+
+
+def listing(folder: str) -> str:
+    """What is in a folder, for the error that says what was expected there instead."""
+    if not os.path.isdir(folder):
+        return "no such folder"
+    return ", ".join(sorted(os.listdir(folder))[:12]) or "nothing"
+
+
+def report(path: str, what: str, names: list[str]) -> None:
+    """Logs what was left out, counted, with the first few names; nothing where there are none."""
+    if names:
+        more = ", …" if len(names) > 3 else ""
+        logger.warning("%s: %d %s (%s%s)", path, len(names), what, ", ".join(names[:3]), more)
 
 
 @dataclass

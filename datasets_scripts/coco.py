@@ -15,7 +15,6 @@ https://cocodataset.org/#format-data
 """
 
 import json
-import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterator
@@ -24,10 +23,16 @@ from typing import Any
 
 import datasets
 
-from datasets_scripts.canonical import CAPTION_FEATURES, FolderBuilder, FolderConfig, caption_rows, held_out
+from datasets_scripts.canonical import (
+    CAPTION_FEATURES,
+    FolderBuilder,
+    FolderConfig,
+    caption_rows,
+    held_out,
+    listing,
+    report,
+)
 
-
-logger = logging.getLogger(__name__)
 
 YEARS = (2017, 2014)
 SPLITS = {"train": "train", "validation": "val"}
@@ -74,8 +79,8 @@ class CocoConfig(FolderConfig):
             year = self.year or YEARS[0]
             raise FileNotFoundError(
                 f"no COCO in {self.data_dir}: expected train{year}/ with annotations/captions_train{year}.json, or "
-                f"val{year}/ with annotations/captions_val{year}.json, or both; found {_listing(self.data_dir)}; "
-                f"in annotations/: {_listing(os.path.join(self.data_dir, 'annotations'))}"
+                f"val{year}/ with annotations/captions_val{year}.json, or both; found {listing(self.data_dir)}; "
+                f"in annotations/: {listing(os.path.join(self.data_dir, 'annotations'))}"
             )
         return next(iter(found.values()))
 
@@ -126,9 +131,9 @@ class Coco(FolderBuilder):
         silent = [file for key, file in pictures.items() if key not in captions]
         missing = [file for key, file in pictures.items() if key in captions and file not in there]
         # counted before the first row, so that a stream that is left early has said it too
-        _report(captions_file, "blank captions skipped, of pictures", blank)
-        _report(captions_file, "pictures without captions left out", silent)
-        _report(captions_file, f"pictures skipped that are not in {folder}", missing)
+        report(captions_file, "blank captions skipped, of pictures", blank)
+        report(captions_file, "pictures without captions left out", silent)
+        report(captions_file, f"pictures skipped that are not in {folder}", missing)
         if len(silent) + len(missing) == len(pictures):
             raise ValueError(f"{captions_file}: none of its {len(pictures)} pictures is in {folder} and has a caption")
         usable = {key: file for key, file in pictures.items() if key in captions and file in there}
@@ -144,18 +149,6 @@ class Coco(FolderBuilder):
 
 def _annotations(data_dir: str, kind: str, name: str) -> str:
     return os.path.join(data_dir, "annotations", f"{kind}_{name}.json")
-
-
-def _listing(folder: str) -> str:
-    if not os.path.isdir(folder):
-        return "no such folder"
-    return ", ".join(sorted(os.listdir(folder))[:12]) or "nothing"
-
-
-def _report(path: str, what: str, names: list[str]) -> None:
-    if names:
-        more = ", …" if len(names) > 3 else ""
-        logger.warning("%s: %d %s (%s%s)", path, len(names), what, ", ".join(names[:3]), more)
 
 
 def _without_outline(record: dict) -> dict:
@@ -271,5 +264,5 @@ def _regions(path: str) -> tuple[dict, dict[str, list[dict]]]:
             regions[key].append({"box": [x, y, x + width, y + height], "phrase": categories[category]})
         else:
             flat.append(pictures[key])
-    _report(path, "boxes without an area left out, of pictures", flat)
+    report(path, "boxes without an area left out, of pictures", flat)
     return pictures, dict(regions)

@@ -28,6 +28,7 @@ PLACES = (
 )
 NUMBERS = ("no", "one", "two", "three", "four")
 OTHER_SIZE_WORDS = {"small": "little", "large": "big"}
+IS_THERE = "Is there {} in the picture?"
 
 
 def _plural(noun: str) -> str:
@@ -95,7 +96,7 @@ def questions(scene: Scene) -> list[dict[str, str]]:
     counted = SHAPES[int(rng.random() * len(SHAPES))] if rng.random() < 0.3 else thing.shape
     count = sum(o.shape == counted for o in scene.objects)
     asked = [
-        ("existence", f"Is there {_article(f'{colour} {shape}')} in the picture?", "yes" if there else "no"),
+        ("existence", IS_THERE.format(_article(f"{colour} {shape}")), "yes" if there else "no"),
         ("count", f"How many {_plural(counted)} are there?", NUMBERS[count]),
     ]
     if sum((o.size, o.shape) == (thing.size, thing.shape) for o in scene.objects) == 1:

@@ -3,9 +3,14 @@ Score a captioner. The same model scored twice gives the same files.
 
     python recipes/evaluate.py --model DIR_OR_HUB_ID --dataset scenes --split test --output DIR
     python recipes/evaluate.py --model DIR_OR_HUB_ID --dataset pictures --data_dir FOLDER --split validation --output DIR
+    python recipes/evaluate.py --model DIR_OR_HUB_ID --dataset scenes --split test --metrics chair pope --spin --output DIR
 
 Writes metrics.json (each figure with its 95 % interval, and the protocol that decides them: data fingerprint, prompt, decoding,
-metric versions, model revision), predictions.jsonl and contact_sheet.png. Works for any HF vision–language model.
+metric versions, model revision), for captions predictions.jsonl and contact_sheet.png, for pope its questions and their answers as
+pope.jsonl. Works for any HF vision–language model.
+
+Unusual: what chair and pope hold to be there is what the rows' `regions` name (COCO's instances, a scene's objects). pope's
+questions are made of it, so it can be had of any split, of scenes as of COCO.
 """
 
 from dataclasses import dataclass, field
@@ -35,7 +40,10 @@ class Arguments:
     dataset_options: str | None = None  # of the builder, as JSON: '{"train_from": "val2017"}'
     columns: str | None = None  # of a Hub id without canonical columns: '{"image": "jpg", "caption": "txt"}'
     num_examples: int | None = None  # the first so many rows
-    metrics: list[str] | None = field(default=None, metadata={"nargs": "+"})  # default: all that the rows allow
+    metrics: list[str] | None = field(  # folders under metrics/; default: bleu, rouge_l, cider and, of scenes, scene_f1
+        default=None, metadata={"nargs": "+"}
+    )
+    synonyms: str | None = None  # for chair: the official synonyms.txt, in place of this project's own words
     batch_size: int = 50
     max_new_tokens: int = 64
     num_beams: int = 1
@@ -79,7 +87,7 @@ def main(args: Arguments) -> None:
         rows = rows.select(range(min(args.num_examples, len(rows))))
     metrics = args.metrics or (["scene_f1"] if args.dataset == "scenes" else []) + ["bleu", "rouge_l", "cider"]
 
-    # 3. Captions, and what they are worth.
+    # 3. Captions and answers, and what they are worth.
     protocol = {"dataset": args.dataset, "split": args.split, "model": args.model, "revision": exact}
     if args.spin is not None:
         how = chosen_spin(model, args.spin)
@@ -87,12 +95,12 @@ def main(args: Arguments) -> None:
         protocol["spin"] = how.to_dict()
     figures = evaluate_captions(
         model, processor, rows, metrics, Path(args.output), protocol,
-        batch_size=args.batch_size, blind_control=args.blind_control, strict=args.strict,
+        batch_size=args.batch_size, blind_control=args.blind_control, strict=args.strict, synonyms=args.synonyms,
         max_new_tokens=args.max_new_tokens, num_beams=args.num_beams,
     )  # fmt: skip
 
     # 4. Say so.
-    print(f"\n{report(figures)}\n\nscores, captions and pictures: {args.output}")
+    print(f"\n{report(figures)}\n\nscores and what they are of: {args.output}")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,10 @@ class CaptioningConfig(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Keep images, references and the rest."})
 
     def __post_init__(self):
+        if "pope" in self.eval_metrics:
+            raise ValueError(
+                "eval_metrics: pope asks instead of captioning; afterwards, recipes/evaluate.py --metrics pope"
+            )
         if (self.fp16 or self.bf16) and (self.use_cpu or not torch.accelerator.is_available()):
             logger.warning("there is no GPU: mixed precision is left out, and training will be slow")
             self.fp16 = self.bf16 = False

@@ -1,17 +1,16 @@
 """
 Captions generated, then scored. For any HF vision–language model; used while training, at its end, and by recipes/evaluate.py.
 
-    rows -> generate_captions -> predictions -> score -> {name: {"value", "ci95", "n"}} -> metrics.json
+    rows -> generate_captions                   -> predictions -> score         -> {name: {"value", "ci95", "n"}} -> metrics.json
+    rows -> questions_about -> answer_questions -> answers     -> score_answers -> the same, for pope
 
-Unusual: `scene_f1` is scored against the scene's truth (the phrases of a row's `regions`), everything else against `references`.
-The blind control gives every row the *next* row's pictures: what is left of a score is what the language model guesses unseen.
+Unusual: the blind control gives every row the *next* row's pictures: what is left of a score is what the language model guesses
+unseen.
 """
 
 import json
-import sys
 from hashlib import sha256
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,15 +18,17 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from datasets_scripts.canonical import turns
 from datasets_scripts.open_picture import UnreadablePicture
+from datasets_scripts.pope_questions import questions_about
 from trainers.captioning_data import pictures_of, prompt_text
 from trainers.pictures import contact_sheet
 from trainers.run_folder import write_json, write_jsonl
+from trainers.scoring import metric_version, score, score_answers
 
 
 logger = logging.get_logger(__name__)
 
-METRICS = Path(__file__).parents[1] / "metrics"
 SHEET = 24  # pictures on a contact sheet
 
 
@@ -71,7 +72,9 @@ def generate_captions(
             return_tensors="pt",
         ).to(model.device)
         tokens = model.generate(**inputs, pad_token_id=tokenizer.pad_token_id, **generation)
-        said = iter(tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+        # what follows a start token, or the prompt
+        begin = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        said = iter(tokenizer.batch_decode(tokens[:, begin:], skip_special_tokens=True))
         captions += [None if pictures is None else next(said).strip() for pictures in opened]
     model.train(training)
     return captions
@@ -95,42 +98,29 @@ def only_seen(captions: list[str | None], rows: Dataset) -> tuple[list[str], Dat
     return [captions[i] for i in seen], rows if len(seen) == len(rows) else rows.select(seen)
 
 
-def _evaluate_library() -> ModuleType:
-    """The library, not recipes/evaluate.py, which stands first on the path of every recipe."""
-    path = sys.path[:]
-    sys.path[:] = [entry for entry in path if Path(entry or ".").resolve() != METRICS.with_name("recipes")]
-    try:
-        import evaluate  # heavy, and not needed to train
-    finally:
-        sys.path[:] = path
-    return evaluate
-
-
-def score(metrics: list[str], predictions: list[str], rows: Dataset) -> dict[str, dict]:
+def answer_questions(
+    model: Any,
+    processor: Any,
+    rows: Dataset,
+    questions: list[dict[str, str]],
+    batch_size: int = 50,
+    strict: bool = False,
+    progress: bool = True,
+    **generation,
+) -> list[str | None]:
     """
-    Every figure of every metric (folders under metrics/): {"cider": {"value": x, "ci95": [lo, hi], "n": pictures}, ...}.
-
-    Raises ValueError for a metric there is no folder of, and for `scene_f1` on rows that know no truth.
+    One answer a question ({"image_id", "question", ...}) about the pictures of the row with that id, None where they cannot be
+    read. What several strategies ask alike is asked once. The rest is as for `generate_captions`.
     """
-    evaluate = _evaluate_library()
-    figures = {}
-    for name in metrics:
-        if not (METRICS / name).is_dir():
-            there = ", ".join(sorted(path.name for path in METRICS.iterdir() if path.is_dir()))
-            raise ValueError(f"there is no metric {name!r}; there are {there}")
-        if name == "scene_f1":
-            references = [[region["phrase"] for region in regions] for regions in rows["regions"]]
-            if not all(references):
-                raise ValueError("scene_f1 compares with a scene's regions, and some rows have none; leave it out")
-        else:
-            references = list(rows["references"])
-        module = evaluate.load(str(METRICS / name), keep_in_memory=True)
-        result = module.compute(predictions=predictions, references=references)
-        for key, value in result.items():
-            if not key.endswith("_ci95"):
-                ci95 = [round(end, 6) for end in result[f"{key}_ci95"]]
-                figures[key] = {"value": round(value, 6), "ci95": ci95, "n": len(predictions)}
-    return figures
+    place = {image_id: i for i, image_id in enumerate(rows["image_id"])}
+    asked = list(dict.fromkeys((question["image_id"], question["question"]) for question in questions))
+    said: dict[tuple[str, str], str | None] = {}
+    for start in tqdm(range(0, len(asked), batch_size), desc="asking", disable=not progress, leave=False):
+        some = asked[start : start + batch_size]
+        batch = [rows[place[image_id]] | turns(question, "") for image_id, question in some]
+        answers = generate_captions(model, processor, batch, batch_size, progress=False, strict=strict, **generation)
+        said |= zip(some, answers, strict=True)
+    return [said[question["image_id"], question["question"]] for question in questions]
 
 
 def dataset_fingerprint(rows: Dataset) -> str:
@@ -139,11 +129,6 @@ def dataset_fingerprint(rows: Dataset) -> str:
     for column in ("image_id", "prompt", "references"):
         digest.update(json.dumps(list(rows[column]), ensure_ascii=False).encode())
     return digest.hexdigest()[:16]
-
-
-def _code_version(folder: Path) -> str:
-    """A hash of a metric's code, helpers included."""
-    return sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()[:12]
 
 
 def evaluate_captions(
@@ -156,28 +141,63 @@ def evaluate_captions(
     batch_size: int = 50,
     blind_control: bool = False,
     strict: bool = False,
+    synonyms: str | Path | None = None,
     **generation,
 ) -> dict:
     """
-    Caption and score `rows`; write metrics.json (with `protocol`, and what decides the numbers), predictions.jsonl and
-    contact_sheet.png. `blind_control` adds blind_scene_f1 or, without scenes, blind_cider. Rows whose pictures cannot be read are
-    left out and named in the protocol; `strict` raises ValueError instead.
+    Caption and score `rows`, and for pope ask about them; write metrics.json (with `protocol`, and what decides the numbers), for
+    captions predictions.jsonl and contact_sheet.png, for pope pope.jsonl.
+
+    `blind_control` adds blind_scene_f1 or, without scenes, blind_cider. synonyms: of COCO's objects, for chair. Rows whose pictures
+    cannot be read are left out and named in the protocol; `strict` raises ValueError instead. Raises ValueError as `score`,
+    `questions_about` and `score_answers` do; for `blind_control` and `synonyms` where there is nothing to use them for.
     """
+    # what is asked for in vain is to be known before hours of captioning
+    captioned = [name for name in metrics if name != "pope"]
+    versions = {name: metric_version(name) for name in metrics}
+    if blind_control and not captioned:
+        raise ValueError("blind_control captions pictures unseen, and pope alone captions none; leave one of them out")
+    if synonyms is not None:
+        if "chair" not in metrics:
+            raise ValueError(f"synonyms are for the metric chair; asked for are {', '.join(metrics)}")
+        versions["synonyms"] = sha256(Path(synonyms).read_bytes()).hexdigest()[:12]
+    questions, how = questions_about(rows) if "pope" in metrics else ([], {})
+    score(captioned, [""] * len(rows), rows, synonyms)
+
     generation = {"do_sample": False, "max_new_tokens": 64} | generation
-    captions = generate_captions(model, processor, rows, batch_size, strict=strict, **generation)
-    unreadable = [i for i, caption in zip(rows["image_id"], captions, strict=True) if caption is None]
-    predictions, rows = only_seen(captions, rows)
-    figures = score(metrics, predictions, rows)
-    if blind_control:
-        name = "scene_f1" if "scene_f1" in metrics else "cider"
-        unseen = generate_captions(model, processor, rows, batch_size, blind=True, **generation)
-        figures[f"blind_{name}"] = score([name], unseen, rows)[name]
-    versions = {name: _code_version(METRICS / name) for name in metrics}
+    figures: dict[str, dict] = {}
+    used, unreadable = rows, []
+    if captioned:
+        captions = generate_captions(model, processor, rows, batch_size, strict=strict, **generation)
+        unreadable += [i for i, caption in zip(rows["image_id"], captions, strict=True) if caption is None]
+        predictions, used = only_seen(captions, rows)
+        figures |= score(captioned, predictions, used, synonyms)
+        if blind_control:
+            name = "scene_f1" if "scene_f1" in metrics else "cider"
+            unseen = generate_captions(model, processor, used, batch_size, blind=True, **generation)
+            figures[f"blind_{name}"] = score([name], unseen, used)[name]
+        written = zip(used["image_id"], predictions, used["references"], strict=True)
+        write_jsonl(
+            output_dir / "predictions.jsonl",
+            ({"image_id": image_id, "prediction": said, "references": right} for image_id, said, right in written),
+        )
+        sheet(used, predictions, output_dir / "contact_sheet.png")
+    if questions:
+        answers = answer_questions(model, processor, rows, questions, batch_size, strict=strict, **generation)
+        answered = list(zip(questions, answers, strict=True))
+        figures |= score_answers(questions, answers)
+        lost = {question["image_id"] for question, said in answered if said is None}
+        if lost:
+            unreadable += [image_id for image_id in used["image_id"] if image_id in lost]
+            used = used.select([i for i, image_id in enumerate(used["image_id"]) if image_id not in lost])
+        write_jsonl(output_dir / "pope.jsonl", (question | {"prediction": said} for question, said in answered))
+
     protocol = {
         **protocol,
-        "fingerprint": dataset_fingerprint(rows),
-        "num_examples": len(rows),
-        "prompt": prompt_text(processor, rows[0]),
+        "fingerprint": dataset_fingerprint(used),
+        "num_examples": len(used),
+        **({"prompt": prompt_text(processor, rows[0])} if captioned else {}),
+        **({"pope": how} if questions else {}),
         "generation": generation,
         "batch_size": batch_size,
         "dtype": str(model.dtype),
@@ -185,16 +205,7 @@ def evaluate_captions(
     }
     if unreadable:
         protocol["unreadable"] = unreadable
-    output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / "metrics.json", {**figures, "protocol": protocol})
-    write_jsonl(
-        output_dir / "predictions.jsonl",
-        (
-            {"image_id": image_id, "prediction": said, "references": right}
-            for image_id, said, right in zip(rows["image_id"], predictions, rows["references"], strict=True)
-        ),
-    )
-    sheet(rows, predictions, output_dir / "contact_sheet.png")
     return figures
 
 

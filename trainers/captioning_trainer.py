@@ -69,9 +69,13 @@ class CaptioningTrainer(SealedCheckpoints, Trainer):
         return DataLoader(stream, args.train_batch_size, collate_fn=self.data_collator)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """A light checkpoint lacks the towers, which are in place already; anything else that is missing is an error."""
+        """
+        A checkpoint holds tied weights once, and a light one lacks the towers, which are in place already; anything else that is
+        missing is an error.
+        """
         towers = tuple(f"model.{part}." for part in ("vision_tower", "language_model"))
-        lost = [key for key in load_result.missing_keys if not key.startswith((*towers, "lm_head."))]
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        lost = [k for k in load_result.missing_keys if not k.startswith((*towers, "lm_head.")) and k not in tied]
         if lost or load_result.unexpected_keys:
             raise ValueError(
                 f"the checkpoint is of another model: {lost[:3]} missing, {load_result.unexpected_keys[:3]} unknown"
