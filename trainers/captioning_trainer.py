@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
@@ -25,6 +25,7 @@ from transformers.utils import logging
 from trainers.captioning_config import CaptioningConfig
 from trainers.captioning_data import CaptioningCollator
 from trainers.captioning_evaluation import generate_captions, only_seen, score, sheet
+from trainers.length_groups import LengthGroups
 from trainers.pictures import loss_plot
 from trainers.run_folder import read_jsonl, write_jsonl
 from trainers.sealed_checkpoints import SealedCheckpoints
@@ -58,6 +59,20 @@ class CaptioningTrainer(SealedCheckpoints, Trainer):
             model.is_quantized = True
         self._components: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._skipped: list[dict] = []
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        """With `train_sampling_strategy: group_by_length`, rows of like length together, by the characters they are said in."""
+        if self.args.train_sampling_strategy != "group_by_length" or self._streams:
+            return super()._get_train_sampler(train_dataset)
+        args, rows = self.args, self.train_dataset if train_dataset is None else train_dataset
+        turns = rows.select_columns(["prompt", "completion"])
+        lengths = [sum(len(str(turn["content"])) for turn in row["prompt"] + row["completion"]) for row in turns]
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return LengthGroups(lengths, batch, args.seed if args.data_seed is None else args.data_seed)
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> None:
+        """Evaluation takes its rows in order, by itself."""
+        return None
 
     def get_train_dataloader(self) -> DataLoader:
         if not self._streams:

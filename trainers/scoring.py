@@ -68,6 +68,8 @@ def metric_version(name: str) -> str:
 
 def _truth(name: str, rows: Dataset, synonyms: str | Path | None) -> dict[str, Any]:
     """What a metric holds captions against, as arguments of its `compute`."""
+    if name == "accuracy" and "kind" in rows.column_names:
+        return {"references": list(rows["references"]), "kinds": list(rows["kind"])}
     if name not in ("scene_f1", "chair"):
         return {"references": list(rows["references"])}
     regions = rows["regions"] if "regions" in rows.column_names else [[]] * len(rows)

@@ -6,6 +6,7 @@ from hashlib import sha256
 import pytest
 from datasets import Dataset, Features, Image, List
 
+from datasets_scripts import load_rows
 from datasets_scripts.canonical import CAPTION_FEATURES, turns
 from datasets_scripts.pope_questions import STRATEGIES, questions_about
 from tests.conftest import picture
@@ -283,3 +284,14 @@ def test_the_list_of_synonyms_is_used_and_in_the_protocol(model, processor, tmp_
     evaluate_captions(model, processor, with_objects(["red"]), ["chair"], tmp_path / "out", {}, **options)
     versions = json.loads((tmp_path / "out/metrics.json").read_text())["protocol"]["metric_versions"]
     assert versions["synonyms"] == sha256(b"red, blue\n").hexdigest()[:12] and len(versions["chair"]) == 12
+
+
+def test_answers_are_scored_by_kind_of_question():
+    rows = load_rows("scenes", "test", config_name="questions", num_train=1, num_eval=20)
+    told = [
+        right[0] if kind == "colour" else "unknown"
+        for right, kind in zip(rows["references"], rows["kind"], strict=True)
+    ]
+    figures = score(["accuracy"], told, rows)
+    assert figures["accuracy_colour"]["value"] == 1 and figures["accuracy_count"]["value"] == 0
+    assert figures["accuracy"]["value"] == pytest.approx(list(rows["kind"]).count("colour") / len(rows), abs=1e-6)
