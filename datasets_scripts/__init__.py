@@ -19,23 +19,25 @@ def load_rows(
     """
     Rows of a split in canonical columns; `images` undecoded ({"bytes", "path"}), for open_picture to open.
 
-    dataset: "scenes" (the miniature world), "pictures" (`data_dir` holds COCO's layout, or pictures with a metadata.jsonl), or a
-    Hub id or folder that `datasets.load_dataset` reads. rows: "caption" for one row a caption, "image" for one a picture. columns:
-    for a Hub id or folder without the canonical columns, which of its columns are `image` and `caption`
-    ({"image": "jpg", "caption": "txt"}). streaming: read as it is asked for. Further options go to the builder. Raises ValueError
-    where columns or splits are missing.
+    dataset: "scenes" (the miniature world), "pictures" (`data_dir` holds COCO's layout, or pictures with a metadata.jsonl),
+    "flickr8k" (`data_dir` holds its pictures and captions; its training rows ask various questions), or a Hub id or folder that
+    `datasets.load_dataset` reads. rows: "caption" for one row a caption, "image" for one a picture. columns: for a Hub id or folder
+    without the canonical columns, which of its columns are `image` and `caption` ({"image": "jpg", "caption": "txt"}). streaming:
+    read as it is asked for. Further options go to the builder. Raises ValueError where columns or splits are missing.
     """
-    if columns and dataset in ("scenes", "pictures"):
+    if columns and dataset in ("scenes", "pictures", "flickr8k"):
         raise ValueError(f"columns are for a Hub id; {dataset!r} has the canonical ones")
     if dataset == "scenes":
         from datasets_scripts.scenes import Scenes
 
         options.setdefault("config_name", "captions")
         return _built(Scenes(**options), split, streaming)
-    if dataset == "pictures":
+    if dataset in ("pictures", "flickr8k"):
         if data_dir is None:
-            raise ValueError("dataset: pictures needs data_dir, the folder that holds them")
-        if (Path(data_dir) / "annotations").is_dir():
+            raise ValueError(f"dataset: {dataset} needs data_dir, the folder that holds its pictures")
+        if dataset == "flickr8k":
+            from datasets_scripts.flickr8k import Flickr8k as Pictures
+        elif (Path(data_dir) / "annotations").is_dir():
             from datasets_scripts.coco import Coco as Pictures
         else:
             from datasets_scripts.picture_folder import PictureFolder as Pictures

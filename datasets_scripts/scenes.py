@@ -7,8 +7,8 @@ Scenes: the miniature world as a dataset. No downloads; every row is drawn when 
 Tasks (the builder's configs), in canonical columns; all but "preferences" and "alignment" also carry references and regions:
     captions      prompt: "Describe the picture."; completion: one of five wordings (row i has wording i mod 5); references: all
     questions     prompt: a question; completion and only reference: its answer; the extra column `kind` says what is asked
-    instructions  for learning to do both: of every six scenes of train, the first as in captions, the others one question each (an
-                  answer is a word or two, a caption twenty: so each has its say in the loss); the other splits are captions
+    instructions  for learning to do both: of every three scenes of train, the first as in captions, the others one question each;
+                  the other splits are captions
     preferences   chosen and rejected, which differ in the one way that the extra column `flaw` names
     alignment     image, text
     reading       text only, for language models: rough notes and a prompt or question; the caption or answer. Every tenth row
@@ -120,10 +120,10 @@ class Scenes(datasets.GeneratorBasedBuilder):
             told = json.dumps({"background": scene.background, "objects": [o._asdict() for o in scene.objects]})
             common = {"images": [picture], "image_id": scene.image_id, "scene": told}
             regions = [{"box": o.box(config.image_size), "phrase": o.phrase} for o in scene.objects]
-            asks = config.name == "instructions" and split == "train" and row % 6
+            asks = config.name == "instructions" and split == "train" and row % 3
             if asks:
                 asked = questions(scene)
-                one = asked[row // 6 % len(asked)]
+                one = asked[row // 3 % len(asked)]
                 answered = turns(one["question"], one["answer"])
                 yield scene.image_id, {**common, **answered, "references": [one["answer"]], "regions": regions}
             elif config.name in ("captions", "instructions"):

@@ -66,9 +66,9 @@ class Recipe:
     model_config: dict | str | None = None  # OSSightConfig's own fields (fusion, alpha_align, …), or SpinVLMConfig's
 
     # The data: canonical rows
-    dataset: str = "pictures"  # scenes, pictures (a folder of one's own, or COCO's layout), or a Hub id
+    dataset: str = "pictures"  # scenes, pictures (a folder of one's own, or COCO's layout), flickr8k, or a Hub id
     data_dir: str | None = None
-    dataset_options: dict | str | None = None  # of the builder: num_train, seed, prompt, …
+    dataset_options: dict | str | None = None  # of the builder: num_train, seed, prompt, questions, …
     columns: dict | str | None = None  # of a Hub id without canonical columns: {image: jpg, caption: txt}
     streaming: bool = False  # read as it is trained on, instead of whole first; needs max_steps
     stream_buffer: int = 1000  # rows that a stream is shuffled among

@@ -32,7 +32,7 @@ from trainers.run_folder import read_settings
 @dataclass
 class Arguments:
     model: str  # folder or Hub id
-    dataset: str  # scenes, pictures (with --data_dir), or a Hub id with canonical columns
+    dataset: str  # scenes, pictures or flickr8k (with --data_dir), or a Hub id with canonical columns
     output: str  # folder to write
     split: str = "test"
     revision: str | None = None  # of a Hub id: branch, tag or commit; recorded as a commit
