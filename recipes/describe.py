@@ -22,6 +22,8 @@ import modeling  # noqa: F401  teaches the Auto classes our models: the working 
 import processing  # noqa: F401
 from datasets_scripts.canonical import PROMPT
 from datasets_scripts.open_picture import UnreadablePicture, open_picture
+from modeling.attention_amplification import PAIConfig, enable_pai
+from modeling.contrastive_decoding import VCDConfig, enable_vcd
 from modeling.head_suppression import chosen_spin, enable_spin
 from trainers.captioning_evaluation import generate_captions
 
@@ -60,9 +62,18 @@ def main() -> None:
     parser.add_argument("--max_new_tokens", type=int, default=64)
     parser.add_argument("--num_beams", type=int, default=1)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument(
+    methods = parser.add_mutually_exclusive_group()
+    methods.add_argument(
         "--spin", nargs="*", metavar="NAME=VALUE",
         help="suppress heads that look away from the picture: keep_ratio=0.9 suppression=0.08 …; nothing: as the model keeps it",
+    )  # fmt: skip
+    methods.add_argument(
+        "--vcd", nargs="*", metavar="NAME=VALUE",
+        help="subtract what the model would say of a noised picture: alpha=1.0 noise_step=500 …",
+    )  # fmt: skip
+    methods.add_argument(
+        "--pai", nargs="*", metavar="NAME=VALUE",
+        help="amplify attention to the picture, subtract what the model would say without: alpha=0.2 gamma=1.1 …",
     )  # fmt: skip
     parser.add_argument(
         "--trust_remote_code", action="store_true", help="for models that are not ours; pin --revision then"
@@ -88,6 +99,10 @@ def main() -> None:
 
     if args.spin is not None:
         enable_spin(model, chosen_spin(model, args.spin))
+    if args.vcd is not None:
+        enable_vcd(model, VCDConfig.from_words(args.vcd))
+    if args.pai is not None:
+        enable_pai(model, PAIConfig.from_words(args.pai))
 
     # 3. Describe, a batch at a time.
     turns = [{"role": "user", "content": args.prompt}]

@@ -24,6 +24,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentP
 import modeling  # noqa: F401  teaches the Auto classes our models: the working tree wins over code saved with a checkpoint
 import processing  # noqa: F401
 from datasets_scripts import load_rows
+from modeling.attention_amplification import PAIConfig, enable_pai
+from modeling.contrastive_decoding import VCDConfig, enable_vcd
 from modeling.head_suppression import chosen_spin, enable_spin
 from trainers.captioning_evaluation import evaluate_captions, report
 from trainers.run_folder import read_settings
@@ -55,6 +57,12 @@ class Arguments:
         default=None,
         metadata={"nargs": "*"},  # nothing after it: as is kept with the model
     )
+    vcd: list[str] | None = field(
+        default=None, metadata={"nargs": "*"}
+    )  # subtract what a noised picture says: alpha=1.0 …
+    pai: list[str] | None = field(
+        default=None, metadata={"nargs": "*"}
+    )  # amplify attention to the picture: alpha=0.2 gamma=1.1 …
     dtype: str = "float32"
     trust_remote_code: bool = False  # for models that are not ours; pin --revision then
 
@@ -93,6 +101,11 @@ def main(args: Arguments) -> None:
         how = chosen_spin(model, args.spin)
         enable_spin(model, how)
         protocol["spin"] = how.to_dict()
+    for name, kind, enable in (("vcd", VCDConfig, enable_vcd), ("pai", PAIConfig, enable_pai)):
+        if (words := getattr(args, name)) is not None:
+            how = kind.from_words(words)
+            enable(model, how)
+            protocol[name] = how.to_dict()
     figures = evaluate_captions(
         model, processor, rows, metrics, Path(args.output), protocol,
         batch_size=args.batch_size, blind_control=args.blind_control, strict=args.strict, synonyms=args.synonyms,

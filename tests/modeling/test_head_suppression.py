@@ -11,22 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    CLIPVisionConfig,
-    InternVLConfig,
-    InternVLForConditionalGeneration,
-    InternVLVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2Config,
-    SmolVLMConfig,
-    SmolVLMForConditionalGeneration,
-)
+from transformers import AttentionInterface, AttentionMaskInterface, LlavaForConditionalGeneration
 from transformers.masking_utils import eager_mask
 
 from modeling.head_suppression import (
@@ -39,95 +24,7 @@ from modeling.head_suppression import (
     mass_scores,
     spin,
 )
-from tests.conftest import make_ossight, make_processor, picture
-
-
-TOKEN = 150
-TEXT = {"vocab_size": 200, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 8}
-EYES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-
-
-def llava():
-    eyes = CLIPVisionConfig(**EYES, image_size=28, patch_size=7, projection_dim=32)
-    text = LlamaConfig(**TEXT, num_key_value_heads=8)
-    config = {"image_token_id": TOKEN, "image_seq_length": 16, "vision_feature_layer": -1}
-    model = LlavaForConditionalGeneration(LlavaConfig(text_config=text, vision_config=eyes, **config))
-    return model, lambda images: {"pixel_values": torch.randn(images, 3, 28, 28)}, [TOKEN] * 16
-
-
-def internvl():
-    eyes = InternVLVisionConfig(**EYES, image_size=[28, 28], patch_size=[7, 7])
-    text = Qwen2Config(**TEXT, num_key_value_heads=2)
-    config = InternVLConfig(text_config=text, vision_config=eyes, image_token_id=TOKEN, downsample_ratio=0.5)
-    model = InternVLForConditionalGeneration(config)
-    return model, lambda images: {"pixel_values": torch.randn(images, 3, 28, 28)}, [TOKEN] * 4
-
-
-def smolvlm():
-    text = LlamaConfig(**TEXT, num_key_value_heads=4, pad_token_id=0)
-    eyes = {**EYES, "image_size": 28, "patch_size": 7, "model_type": "smolvlm_vision"}
-    config = SmolVLMConfig(text_config=text, vision_config=eyes, image_token_id=TOKEN, scale_factor=2, pad_token_id=0)
-    model = SmolVLMForConditionalGeneration(config)
-    return model, lambda images: {"pixel_values": torch.randn(images, 1, 3, 28, 28)}, [TOKEN] * 4
-
-
-def qwen():
-    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
-    eyes = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "out_hidden_size": 64}
-    eyes |= {"patch_size": 14, "spatial_merge_size": 2, "window_size": 56, "fullatt_block_indexes": [1]}
-    config = Qwen2_5_VLConfig(
-        text_config={**TEXT, "num_key_value_heads": 2, "rope_parameters": rope}, vision_config=eyes,
-        image_token_id=TOKEN, vision_start_token_id=151, vision_end_token_id=152, video_token_id=153,
-    )  # fmt: skip
-
-    def pixels(images):
-        grid = torch.tensor([[1, 4, 4]] * images)
-        return {"pixel_values": torch.randn(16 * images, 3 * 2 * 14 * 14), "image_grid_thw": grid}
-
-    return Qwen2_5_VLForConditionalGeneration(config), pixels, [151] + [TOKEN] * 4 + [152]
-
-
-FAMILIES = {"llava": llava, "internvl": internvl, "smolvlm": smolvlm, "qwen2_5_vl": qwen}
-ASKED = {
-    "max_new_tokens": 8,
-    "do_sample": False,
-    "return_dict_in_generate": True,
-    "output_logits": True,
-    "suppress_tokens": [TOKEN],
-}
-
-
-def make(family):
-    torch.manual_seed(0)
-    if family == "ossight":
-        model = make_ossight(text="llama")
-        return model, None, None
-    model, pixels, image = FAMILIES[family]()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim > 1:
-                weight.mul_(3)  # flat attention would hide a wrong gate
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = 0
-    return model.eval(), pixels, image
-
-
-def prompts(family, pixels, image, rows):
-    """Left-padded prompts, the second and third shorter than the first; every row shows one image."""
-    if family == "ossight":
-        text = ["a <image> b what colour", "<image> is it", "it is a b c <image> d"][:rows]
-        images = [[picture(i)] for i in range(rows)]
-        return dict(make_processor()(text=text, images=images, padding=True, padding_side="left", return_tensors="pt"))
-    ids = [[1, 5, 6, *image, 7, 8, 9, 10], [1, *image, 11, 12], [1, 2, 3, 4, *image, 13]][:rows]
-    width = max(map(len, ids))
-    batch = {
-        "input_ids": torch.tensor([[0] * (width - len(row)) + row for row in ids]),
-        "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids]),
-        **pixels(rows),
-    }
-    if family == "qwen2_5_vl":
-        batch["mm_token_type_ids"] = (batch["input_ids"] == TOKEN).int()
-    return batch
+from tests.modeling.families import ASKED, EVERY, TOKEN, generated, make, prompts
 
 
 class Reference:
@@ -173,12 +70,6 @@ class Reference:
         return torch.stack(out.logits, 1), out.sequences
 
 
-def generated(model, **kwargs):
-    out = model.generate(**kwargs)
-    return torch.stack(out.logits, 1), out.sequences
-
-
-EVERY = [*FAMILIES, "ossight"]
 SETTINGS = {
     "zeroed": SpinConfig(keep_ratio=0.7),
     "published": SpinConfig(keep_ratio=0.7, suppression=0.08),
@@ -346,9 +237,10 @@ torch.save(out, "said.pt")
 """
 
 
-def test_the_folder_for_the_hub_holds_this_very_module():
-    copied = (FOLDER / "custom_generate/head_suppression.py").read_text()
-    assert copied == (FOLDER.parents[1] / "modeling/head_suppression.py").read_text()
+@pytest.mark.parametrize("name", ["head_suppression.py", "image_attention.py"])
+def test_the_folder_for_the_hub_holds_this_very_module(name):
+    copied = (FOLDER / "custom_generate" / name).read_text()
+    assert copied == (FOLDER.parents[1] / "modeling" / name).read_text()
 
 
 def test_custom_generate_stands_alone(tmp_path):

@@ -15,7 +15,7 @@ from modeling.head_suppression import SpinConfig, spin
 from modeling.modeling_spin import timm_id
 from processing import SpinVLMProcessor
 from processing.caption_tokenizer import import_vocabulary, prepare_tokenizer, train_tokenizer
-from tests.conftest import VISION, make_tokenizer, picture
+from tests.conftest import VISION, WORDS, make_tokenizer, picture
 from tests.contract import ModelContract, logits_of_generation
 
 
@@ -38,7 +38,13 @@ def make_spin(vision: dict = TIMM, **config) -> SpinVLMForConditionalGeneration:
         "num_attention_heads": 4,
         "dropout": 0.0,
     }
-    tokens = {"vocab_size": 23, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2, "decoder_start_token_id": 2}
+    tokens = {
+        "vocab_size": len(WORDS.split()),
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": 2,
+        "decoder_start_token_id": 2,
+    }
     settings = {"vision_config": vision, "image_token_id": 3, "max_position_embeddings": 128, **size, **tokens}
     settings |= {"image_seq_length": TOKENS if vision is TIMM else 16} | config
     model = SpinVLMForConditionalGeneration(SpinVLMConfig(**settings))
