@@ -6,7 +6,7 @@ Unusual: captions name every object, in reading order, so scene F1 against the t
 places, relations) and in a few synonyms (little, big).
 
     Scene -> captions(scene): list of five str
-          -> questions(scene): list of {question, answer, kind}     kinds: existence, colour, count, position
+          -> questions(scene, round): list of {question, answer, kind}   kinds: existence, colour, count, position
           -> preferences(scene): list of {chosen, rejected, flaw}   flaws: invented_object, wrong_attribute,
                                                                      wrong_relation, broken_grammar
           -> notes(scene, rng): str, rough notes that hold the same facts; what a language model reads in place of a picture
@@ -85,9 +85,12 @@ def captions(scene: Scene) -> list[str]:
     ]
 
 
-def questions(scene: Scene) -> list[dict[str, str]]:
-    """Four questions, one of each kind where the scene allows it. Existence is asked of present and absent in equal parts."""
-    rng = Random(f"questions/{scene.image_id}")
+def questions(scene: Scene, round: int = 0) -> list[dict[str, str]]:
+    """
+    Four questions, one of each kind where the scene allows it. Existence is asked of present and absent in equal parts. Other
+    rounds ask of other things, as chance has it.
+    """
+    rng = Random(f"questions/{scene.image_id}" + (f"/{round}" if round else ""))
     thing = scene.objects[int(rng.random() * len(scene.objects))]
     present = {(o.colour, o.shape) for o in scene.objects}
     absent = [(c, s) for c in COLOURS for s in SHAPES if (c, s) not in present]

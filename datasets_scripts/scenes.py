@@ -7,8 +7,8 @@ Scenes: the miniature world as a dataset. No downloads; every row is drawn when 
 Tasks (the builder's configs), in canonical columns; all but "preferences" and "alignment" also carry references and regions:
     captions      prompt: "Describe the picture."; completion: one of five wordings (row i has wording i mod 5); references: all
     questions     prompt: a question; completion and only reference: its answer; the extra column `kind` says what is asked
-    instructions  for learning to do both: of every three scenes of train, the first as in captions, the others one question each;
-                  the other splits are captions
+    instructions  for learning to do both: each scene of train as in captions and as in questions, `rounds` times over, with the
+                  next wording and questions about other things; the other splits are captions
     preferences   chosen and rejected, which differ in the one way that the extra column `flaw` names
     alignment     image, text
     reading       text only, for language models: rough notes and a prompt or question; the caption or answer. Every tenth row
@@ -44,6 +44,10 @@ class ScenesConfig(datasets.BuilderConfig):
     seed: int = 0
     image_size: int = 60  # pixels a side
     distinct: bool = False
+    wording: int | None = (
+        None  # of alignment: which of the five captions, 4 being the one with places; None: row i has i mod 5
+    )
+    rounds: int = 1  # of instructions: how often a scene of train is described and asked about
     version: datasets.Version = field(default_factory=lambda: datasets.Version("1.0.1"))
 
 
@@ -120,12 +124,14 @@ class Scenes(datasets.GeneratorBasedBuilder):
             told = json.dumps({"background": scene.background, "objects": [o._asdict() for o in scene.objects]})
             common = {"images": [picture], "image_id": scene.image_id, "scene": told}
             regions = [{"box": o.box(config.image_size), "phrase": o.phrase} for o in scene.objects]
-            asks = config.name == "instructions" and split == "train" and row % 3
-            if asks:
-                asked = questions(scene)
-                one = asked[row // 3 % len(asked)]
-                answered = turns(one["question"], one["answer"])
-                yield scene.image_id, {**common, **answered, "references": [one["answer"]], "regions": regions}
+            if config.name == "instructions" and split == "train":
+                for round in range(config.rounds):
+                    said = captions(scene)
+                    turns_ = [(PROMPT, said[(row + round) % 5], said)]
+                    turns_ += [(q["question"], q["answer"], [q["answer"]]) for q in questions(scene, round)]
+                    for number, (prompt, answer, references) in enumerate(turns_):
+                        rest = {**turns(prompt, answer), "references": references, "regions": regions}
+                        yield f"{scene.image_id}-{round}-{number}", {**common, **rest}
             elif config.name in ("captions", "instructions"):
                 said = captions(scene)
                 yield (
@@ -150,7 +156,8 @@ class Scenes(datasets.GeneratorBasedBuilder):
                     row_ = {**common, "prompt": asked_answered["prompt"], **both, "flaw": pair["flaw"]}
                     yield f"{scene.image_id}-{pair['flaw']}", row_
             else:
-                yield scene.image_id, {"image": picture, "text": captions(scene)[row % 5], "scene": told}
+                said = captions(scene)[row % 5 if config.wording is None else config.wording]
+                yield scene.image_id, {"image": picture, "text": said, "scene": told}
 
 
 def _reading(scene: Scene, row: int) -> dict[str, list[dict[str, str]]]:

@@ -25,7 +25,8 @@ class SpinVLMConfig(PreTrainedConfig):
     vocab_size: int = 8000
     hidden_size: int = 256
     intermediate_size: int = 1024
-    num_hidden_layers: int = 4
+    num_hidden_layers: int = 4  # of the decoder
+    num_memory_layers: int = 0  # in which words and patches look at one another; 0: they first meet in the decoder
     num_attention_heads: int = 8
     max_position_embeddings: int = 512  # of a memory (pictures and question together), and of an answer
     hidden_act: str = "gelu"

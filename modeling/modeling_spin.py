@@ -3,14 +3,16 @@ SPIN VLM: picture and question become one memory; a small decoder looks into it 
 
     pixels (n, 3, H, W) -> vision tower -> patches (n, p, d_v) -> norm, linear -> image tokens (n, p, d)
     question with p placeholders a picture (b, m) -> word embeddings (b, m, d), the placeholders overwritten by image tokens
-    + position and type embeddings (word or picture), norm -> memory (b, m, d)                       encoded once
+    + position and type embeddings (word or picture), norm -> [self-attention, MLP] x memory layers -> memory (b, m, d)
+                                                                                                     encoded once
     answer so far (b, t) -> [causal self-attention, cross-attention over the memory, MLP] x layers -> logits (b, t, vocab)
 
 Unusual:
 - The memory keeps to the order in which pictures and words stand in the question, so several pictures, or none, need no case
   of their own, and `image_mask` (b, m) tells which of it is picture: what head suppression scores.
-- No layers between embedding and memory: words and patches first meet in the decoder, whose keys of the memory are computed
-  once. So a step costs one token, however long the memory; only attention itself grows with it.
+- Without memory layers (the default) words and patches first meet in the decoder: enough to describe. To compare what a picture
+  shows with what a question asks before the first word is said, `num_memory_layers` let them meet in the memory.
+- The decoder's keys of the memory are computed once: a step costs one token, however long that is; only attention itself grows.
 - When training with labels, logits exist at labelled positions only, shape (labelled, vocab).
 
 The tower is timm's ViT by default (its weights travel with the model), or any that transformers loads.
@@ -53,14 +55,16 @@ class SpinVLMOutput(ModelOutput):
 
 
 class SpinVLMAttention(nn.Module):
-    """Multi-head attention over what came before or, given a memory, over that. Scores and weights are never kept."""
+    """Multi-head attention over a memory, over what came before, or over a whole. Scores and weights are never kept."""
 
-    def __init__(self, config: SpinVLMConfig, layer_idx: int, is_cross_attention: bool):
+    def __init__(
+        self, config: SpinVLMConfig, layer_idx: int, is_cross_attention: bool = False, is_causal: bool = False
+    ):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
         self.is_cross_attention = is_cross_attention
-        self.is_causal = not is_cross_attention
+        self.is_causal = is_causal
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
@@ -75,7 +79,7 @@ class SpinVLMAttention(nn.Module):
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None,
-        past_key_values: EncoderDecoderCache | None,
+        past_key_values: EncoderDecoderCache | None = None,
         memory: Tensor | None = None,
         **kwargs,
     ) -> Tensor:
@@ -97,18 +101,44 @@ class SpinVLMAttention(nn.Module):
         return self.o_proj(attended.reshape(*hidden_states.shape[:-1], -1))
 
 
+class SpinVLMMLP(nn.Module):
+    def __init__(self, config: SpinVLMConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.act = ACT2FN[config.hidden_act]
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(states)))
+
+
+class SpinVLMMemoryLayer(GradientCheckpointingLayer):
+    """Words and patches look at one another, whichever comes first."""
+
+    def __init__(self, config: SpinVLMConfig, layer_idx: int):
+        super().__init__()
+        width, epsilon = config.hidden_size, config.layer_norm_eps
+        self.self_attn_norm = nn.LayerNorm(width, epsilon)
+        self.self_attn = SpinVLMAttention(config, layer_idx)
+        self.mlp_norm = nn.LayerNorm(width, epsilon)
+        self.mlp = SpinVLMMLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, states: Tensor, attention_mask: Tensor | None) -> Tensor:
+        states = states + self.dropout(self.self_attn(self.self_attn_norm(states), attention_mask))
+        return states + self.dropout(self.mlp(self.mlp_norm(states)))
+
+
 class SpinVLMDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: SpinVLMConfig, layer_idx: int):
         super().__init__()
         width, epsilon = config.hidden_size, config.layer_norm_eps
         self.self_attn_norm = nn.LayerNorm(width, epsilon)
-        self.self_attn = SpinVLMAttention(config, layer_idx, is_cross_attention=False)
+        self.self_attn = SpinVLMAttention(config, layer_idx, is_causal=True)
         self.cross_attn_norm = nn.LayerNorm(width, epsilon)
         self.cross_attn = SpinVLMAttention(config, layer_idx, is_cross_attention=True)
         self.mlp_norm = nn.LayerNorm(width, epsilon)
-        self.fc1 = nn.Linear(width, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, width)
-        self.act = ACT2FN[config.hidden_act]
+        self.mlp = SpinVLMMLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -126,7 +156,7 @@ class SpinVLMDecoderLayer(GradientCheckpointingLayer):
         states = states + self.dropout(
             self.cross_attn(self.cross_attn_norm(states), memory_mask, past_key_values, memory, **kwargs)
         )
-        return states + self.dropout(self.fc2(self.act(self.fc1(self.mlp_norm(states)))))
+        return states + self.dropout(self.mlp(self.mlp_norm(states)))
 
 
 class SpinVLMPreTrainedModel(PreTrainedModel):
@@ -134,7 +164,7 @@ class SpinVLMPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["SpinVLMDecoderLayer"]
+    _no_split_modules = ["SpinVLMMemoryLayer", "SpinVLMDecoderLayer"]
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     _skip_keys_device_placement = ["past_key_values"]
 
@@ -163,6 +193,10 @@ class SpinVLMEncoder(SpinVLMPreTrainedModel):
         self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.embed_types = nn.Embedding(2, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.layers = nn.ModuleList(SpinVLMMemoryLayer(config, i) for i in range(config.num_memory_layers))
+        if self.layers:
+            self.memory_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.gradient_checkpointing = False
         self.post_init()
 
     def patch_grid(self, pixel_values: Tensor) -> tuple[int, int]:
@@ -219,6 +253,11 @@ class SpinVLMEncoder(SpinVLMPreTrainedModel):
             states = states.masked_scatter(image_mask.unsqueeze(-1), tokens.to(states.dtype))
         types = torch.where(image_mask, PICTURE, WORD)
         memory = self.norm(states + self.embed_positions(positions) + self.embed_types(types))
+        if self.layers:
+            all_of_it = create_bidirectional_mask(self.config, memory, attention_mask)
+            for layer in self.layers:
+                memory = layer(memory, all_of_it)
+            memory = self.memory_norm(memory)
         return SpinVLMMemory(last_hidden_state=memory, image_mask=image_mask)
 
 

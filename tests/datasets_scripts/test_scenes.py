@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from datasets_scripts import load_rows
+from datasets_scripts.canonical import PROMPT
 from datasets_scripts.scene_description import (
     BACKGROUNDS,
     COLOURS,
@@ -111,7 +112,7 @@ def test_every_caption_names_every_object_and_no_other():
 def test_answers_are_true():
     for index in range(300):
         scene = describe(0, "test", index)
-        for asked in questions(scene):
+        for asked in questions(scene) + questions(scene, 1):
             words = asked["question"].rstrip("?").replace("crosses", "cross").split()
             if asked["kind"] == "existence":
                 there = any(o.colour in words and o.shape in words for o in scene.objects)
@@ -153,7 +154,22 @@ def test_distinct_scenes_share_no_truth():
     assert len({scene.truth for scene in scenes(0, "test", 1000)}) < 1000
 
 
-@pytest.mark.parametrize("task", ["captions", "questions", "preferences", "alignment", "reading"])
+def test_every_round_of_instructions_describes_and_asks_anew(tmp_path):
+    builder = Scenes(config_name="instructions", num_train=30, num_eval=3, rounds=3, cache_dir=str(tmp_path))
+    rows = list(builder.as_streaming_dataset("train"))
+    assert [row["prompt"][0]["content"] for row in builder.as_streaming_dataset("test")] == [PROMPT] * 3
+    first = {row["image_id"] for row in rows}
+    assert len(first) == 30
+    asked = [[q["question"] for q in questions(describe(0, "train", 0), round)] for round in range(3)]
+    here = [row["prompt"][0]["content"] for row in rows if row["image_id"] == rows[0]["image_id"]]
+    assert here == [one for round in asked for one in (PROMPT, *round)]
+    said = [row["completion"][0]["content"] for row in rows if row["prompt"][0]["content"] == PROMPT]
+    scene = describe(0, "train", 1)
+    assert said[3:6] == captions(scene)[1:4]
+    assert len({tuple(one) for one in asked}) == 3
+
+
+@pytest.mark.parametrize("task", ["captions", "questions", "instructions", "preferences", "alignment", "reading"])
 def test_every_task_streams_and_prepares_to_the_same_rows(task, tmp_path):
     builder = Scenes(config_name=task, num_train=4, num_eval=3, cache_dir=str(tmp_path))
     builder.download_and_prepare()

@@ -253,11 +253,12 @@ def test_guidance_needs_to_know_where_the_image_is():
         model(inputs_embeds=torch.zeros(1, 3, 64))
 
 
+@pytest.mark.parametrize("layers", [0, 2])
 @pytest.mark.parametrize("cache", [True, False])
 @pytest.mark.parametrize("setting", SETTINGS)
 @torch.no_grad()
-def test_in_the_spin_vlm_it_is_cross_attention_to_the_image_part_of_the_memory(setting, cache):
-    model, process, config = make_spin(), make_spin_processor(), SETTINGS[setting]
+def test_in_the_spin_vlm_it_is_cross_attention_to_the_image_part_of_the_memory(setting, cache, layers):
+    model, process, config = make_spin(num_memory_layers=layers), make_spin_processor(), SETTINGS[setting]
     text = ["a <image> b <image> what colour", "<image> is it", "what colour is it"]
     images = [[picture(1), picture(2)], [picture(3)], []]
     how = {"padding": True, "padding_side": "left", "return_tensors": "pt"}

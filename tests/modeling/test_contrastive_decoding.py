@@ -359,10 +359,11 @@ class TestSpinVLM:
         batch = dict(process(text=text, images=images, **how))
         return batch, [dict(process(text=[t], images=[i], **how)) for t, i in zip(text, images, strict=True)]
 
+    @pytest.mark.parametrize("layers", [0, 2])
     @pytest.mark.parametrize("cache", [True, False])
     @torch.no_grad()
-    def test_it_is_the_published_rule(self, cache):
-        model = make_spin()
+    def test_it_is_the_published_rule(self, cache, layers):
+        model = make_spin(num_memory_layers=layers)
         batch, rows = self.asked()
         plain, _ = say(model, **batch)
         with vcd(model, CONFIG):

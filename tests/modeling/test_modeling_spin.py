@@ -129,6 +129,26 @@ class TestSpinVLMBeforeAnotherTower(TestSpinVLM):
         return make_spin_processor(16)
 
 
+class TestSpinVLMWithMemoryLayers(TestSpinVLM):
+    """Words and patches have met before the decoder sees them."""
+
+    @pytest.fixture
+    def model(self):
+        return make_spin(num_memory_layers=2)
+
+
+def test_words_and_patches_meet_in_the_memory(processor):
+    """The memory of a question's first word changes with the picture and with what is asked later; without layers it does not."""
+    for layers in (0, 1):
+        model = make_spin(num_memory_layers=layers)
+        memories = []
+        for text, image in (("what <image> is it", 1), ("what <image> is it", 2), ("what <image> is a", 1)):
+            inputs = processor(text=[text], images=[picture(image)], return_tensors="pt")
+            memories.append(model.model.encoder(inputs["input_ids"], pixel_values=inputs["pixel_values"])[0][0, 0])
+        for other in memories[1:]:
+            assert ((other - memories[0]).abs().max() > 1e-3) == (layers > 0)
+
+
 def test_the_loss_by_hand(model, processor):
     inputs = processor(text=["<image> is it"], images=[picture(1)], return_tensors="pt")
     labels = torch.tensor([[5, 6, 1, -100]])
@@ -148,7 +168,7 @@ def test_memory_and_its_keys_are_computed_once_and_a_step_is_one_token(model, pr
 
     layer = model.model.decoder.layers[1]
     layer.cross_attn.k_proj.register_forward_hook(count("memory keys"))
-    layer.fc1.register_forward_hook(count("tokens"))
+    layer.mlp.fc1.register_forward_hook(count("tokens"))
     model.model.encoder.register_forward_hook(lambda *_: seen.append(1))
     for images in (1, 3):
         counts.clear(), seen.clear()
