@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from datasets import Dataset, DatasetBuilder, Features, Image, IterableDataset, List, load_dataset
+from datasets import Audio, Dataset, DatasetBuilder, Features, Image, IterableDataset, List, Value, load_dataset
 
 from datasets_scripts.canonical import CAPTION_FEATURES, PROMPT, turns
 
@@ -20,21 +20,29 @@ def load_rows(
     Rows of a split in canonical columns; `images` undecoded ({"bytes", "path"}), for open_picture to open.
 
     dataset: "scenes" (the miniature world), "pictures" (`data_dir` holds COCO's layout, or pictures with a metadata.jsonl),
-    "flickr8k" (`data_dir` holds its pictures and captions; its training rows ask various questions), or a Hub id or folder that
-    `datasets.load_dataset` reads. rows: "caption" for one row a caption, "image" for one a picture. columns: for a Hub id or folder
-    without the canonical columns, which of its columns are `image` and `caption` ({"image": "jpg", "caption": "txt"}). streaming:
-    read as it is asked for. Further options go to the builder. Raises ValueError where columns or splits are missing.
+    "flickr8k" (`data_dir` holds its pictures and captions; its training rows ask various questions), "classes" (`data_dir` holds a
+    folder of pictures or sounds a class), or a Hub id or folder that `datasets.load_dataset` reads. rows: "caption" for one row a
+    caption, "image" for one a picture, "alignment" for one a caption in the columns image, text and audio. columns: for a Hub id
+    or folder without the canonical columns, which of its columns are `image` and `caption` ({"image": "jpg", "caption": "txt"}).
+    streaming: read as it is asked for. Further options go to the builder. Raises ValueError where columns or splits are missing.
     """
-    if columns and dataset in ("scenes", "pictures", "flickr8k"):
+    if columns and dataset in ("scenes", "pictures", "flickr8k", "classes"):
         raise ValueError(f"columns are for a Hub id; {dataset!r} has the canonical ones")
     if dataset == "scenes":
         from datasets_scripts.scenes import Scenes
 
-        options.setdefault("config_name", "captions")
+        options.setdefault("config_name", "alignment" if rows == "alignment" else "captions")
         return _built(Scenes(**options), split, streaming)
-    if dataset in ("pictures", "flickr8k"):
+    if rows == "alignment" and dataset != "classes":
+        told = load_rows(dataset, split, "caption", data_dir, streaming, columns, **options)
+        return _aligned(told)
+    if dataset in ("pictures", "flickr8k", "classes"):
         if data_dir is None:
             raise ValueError(f"dataset: {dataset} needs data_dir, the folder that holds its pictures")
+        if dataset == "classes":
+            from datasets_scripts.class_folders import ClassFolders
+
+            return _built(ClassFolders(data_dir=data_dir, **options), split, streaming)
         if dataset == "flickr8k":
             from datasets_scripts.flickr8k import Flickr8k as Pictures
         elif (Path(data_dir) / "annotations").is_dir():
@@ -72,8 +80,8 @@ def _built(builder: DatasetBuilder, split: str, streaming: bool) -> Dataset | It
 
 
 def _undecoded(features: Features) -> Features:
-    images = {"images": List(Image(decode=False))} if "images" in features else {}
-    return Features({**features, **images})
+    raw = {"images": List(Image(decode=False)), "image": Image(decode=False), "audio": Audio(decode=False)}
+    return Features({**features, **{name: kind for name, kind in raw.items() if name in features}})
 
 
 def _canonical(loaded: Dataset | IterableDataset, split: str, image: str, caption: str) -> Dataset | IterableDataset:
@@ -94,3 +102,13 @@ def _canonical(loaded: Dataset | IterableDataset, split: str, image: str, captio
     return loaded.map(
         canonical, with_indices=True, remove_columns=[image, caption], features=_undecoded(CAPTION_FEATURES)
     )
+
+
+def _aligned(rows: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """Captioning rows as image and text: the first picture and what is said of it."""
+
+    def pair(row: dict) -> dict:
+        return {"image": row["images"][0], "text": row["completion"][0]["content"]}
+
+    features = Features({"image": Image(decode=False), "text": Value("string")})
+    return rows.map(pair, remove_columns=rows.column_names, features=features)

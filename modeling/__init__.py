@@ -2,8 +2,10 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
+from .configuration_aligner import AlignerConfig
 from .configuration_ossight import OSSightConfig
 from .configuration_spin import SpinVLMConfig
+from .modeling_aligner import AlignerModel
 from .modeling_ossight import OSSightForConditionalGeneration, OSSightModel
 from .modeling_spin import SpinVLMForConditionalGeneration, SpinVLMModel
 
@@ -16,7 +18,12 @@ for config, generator in (
     AutoModel.register(config, generator)  # generic evaluators ask AutoModel for the generator
     AutoModelForImageTextToText.register(config, generator)
 
+AutoConfig.register(AlignerConfig.model_type, AlignerConfig)
+AutoModel.register(AlignerConfig, AlignerModel)
+
 __all__ = [
+    "AlignerConfig",
+    "AlignerModel",
     "OSSightConfig",
     "OSSightForConditionalGeneration",
     "OSSightModel",

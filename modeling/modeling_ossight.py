@@ -19,7 +19,6 @@ Unusual:
 Travels to the Hub with: configuration_ossight.py, bridges.py, fusion.py, towers.py.
 """
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +39,7 @@ from .towers import (
     hashes,
     load_text_tower,
     load_vision_tower,
+    quantize_without,
     weight_files,
 )
 
@@ -128,16 +128,8 @@ def language_model_only(quantization_config: Any) -> Any:
     The same quantisation, kept to the language model's layers: the vision tower, the bridges and the output head stay as they
     are. Raises ValueError for a method that has no list of modules to skip.
     """
-    changed = copy.deepcopy(quantization_config)
-    if isinstance(changed, dict):
-        changed = BitsAndBytesConfig.from_dict(changed)
-    name = next((n for n in ("llm_int8_skip_modules", "modules_to_not_convert") if hasattr(changed, n)), None)
-    if name is None:
-        raise ValueError(f"{type(changed).__name__} cannot be kept to the language model; use BitsAndBytesConfig")
-    # full paths: a bare "vision_tower" is matched from the start of a module's name, and skips nothing
     ours = [f"{prefix}{part}" for prefix in ("model.", "") for part in ("vision_tower", "adapter", "fusion")]
-    setattr(changed, name, sorted({*(getattr(changed, name) or []), *ours, "lm_head"}))
-    return changed
+    return quantize_without(quantization_config, [*ours, "lm_head"])
 
 
 def nf4(compute_dtype: torch.dtype | str = torch.float16) -> BitsAndBytesConfig:

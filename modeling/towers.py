@@ -9,14 +9,17 @@ Unusual: whether a tower is unchanged is asked of its weights, not of flags: a m
 safetensors only.
 """
 
+import copy
 import json
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 from transformers.utils.hub import extract_commit_hash
@@ -70,9 +73,59 @@ def load_text_tower(tower: str, revision: str | None, **kwargs) -> PreTrainedMod
     return model
 
 
+def encoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """
+    The model that a config makes by itself. Auto classes do not know all parts of models (SiglipTextModel): those are looked for
+    beside their config, by transformers' names. Raises ValueError where there is none.
+    """
+    if type(config) in MODEL_MAPPING:
+        return MODEL_MAPPING[type(config)]
+    module, name = type(config).__module__, type(config).__name__.replace("Config", "Model")
+    found = None
+    if module.startswith("transformers.models."):
+        found = getattr(import_module(module.replace(".configuration_", ".modeling_")), name, None)
+    if found is None:
+        raise ValueError(f"no model is known that a {config.model_type!r} config makes by itself")
+    return found
+
+
+def load_encoder(part: str, tower: str, revision: str | None, **kwargs) -> PreTrainedModel:
+    """
+    The "vision", "text" or "audio" tower of any HF model that is one or has one, with what pools its tokens; of an
+    encoder–decoder, the encoder. Raises OSError and ValueError, naming tower and cause.
+    """
+    config = AutoConfig.from_pretrained(tower, revision=revision)
+    config = getattr(config, f"{part}_config", config)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the other towers beside it are no surprise; what is missing is looked at below
+    try:
+        model, info = encoder_class(config).from_pretrained(
+            tower, revision=revision, config=config, output_loading_info=True, use_safetensors=True, **kwargs
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    _must_be_whole(tower, info)
+    return model.get_encoder() if getattr(config, "is_encoder_decoder", False) else model
+
+
 def _must_be_whole(tower: str, info: dict) -> None:
     if missing := sorted(key for key in info["missing_keys"] if "pooler" not in key):
         raise ValueError(f"{tower} lacks weights that its config asks for: {', '.join(missing[:5])}")
+
+
+def quantize_without(quantization_config: Any, modules: list[str]) -> Any:
+    """
+    The same quantisation without these modules, which are full paths: a bare "vision_tower" is matched from the start of a module's
+    name, and skips nothing in a model that holds it further down. Raises ValueError for a method that has no list to skip by.
+    """
+    changed = copy.deepcopy(quantization_config)
+    if isinstance(changed, dict):
+        changed = BitsAndBytesConfig.from_dict(changed)
+    name = next((n for n in ("llm_int8_skip_modules", "modules_to_not_convert") if hasattr(changed, n)), None)
+    if name is None:
+        raise ValueError(f"{type(changed).__name__} cannot be kept to the language model; use BitsAndBytesConfig")
+    setattr(changed, name, sorted({*(getattr(changed, name) or []), *modules}))
+    return changed
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ from processing.caption_tokenizer import IMAGE, import_vocabulary, prepare_token
 from trainers.captioning_config import CaptioningConfig
 from trainers.captioning_evaluation import evaluate_captions, report
 from trainers.captioning_trainer import CaptioningTrainer
-from trainers.run_folder import read_settings, write_text
+from trainers.run_folder import read_settings, trained_with, write_text
 from trainers.streaming import first_rows
 from trainers.vision_features import cache_vision_features
 
@@ -197,16 +197,6 @@ def main(recipe: Recipe, args: CaptioningConfig) -> None:
             max_new_tokens=args.max_new_tokens, num_beams=args.num_beams,
         )  # fmt: skip
         print(f"\n{report(figures)}\n\nmodel, scores and pictures: {folder}")
-
-
-def trained_with(args: CaptioningConfig) -> dict:
-    """The training arguments that differ from their defaults: what a reader needs to train the same again."""
-    default = CaptioningConfig(output_dir=args.output_dir).to_dict()
-    ours = args.to_dict()
-    machine = {"use_cpu", "bf16", "fp16", "logging_dir", "local_rank", "resume_from_checkpoint", "disable_tqdm"}
-    return {key: value for key, value in ours.items() if value != default.get(key) and key not in machine} | {
-        "output_dir": args.output_dir
-    }
 
 
 if __name__ == "__main__":

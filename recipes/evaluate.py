@@ -1,9 +1,10 @@
 """
-Score a captioner. The same model scored twice gives the same files.
+Score a captioner, or an aligner (--metrics retrieval). The same model scored twice gives the same files.
 
     python recipes/evaluate.py --model DIR_OR_HUB_ID --dataset scenes --split test --output DIR
     python recipes/evaluate.py --model DIR_OR_HUB_ID --dataset pictures --data_dir FOLDER --split validation --output DIR
     python recipes/evaluate.py --model DIR_OR_HUB_ID --dataset scenes --split test --metrics chair pope --spin --output DIR
+    python recipes/evaluate.py --model DIR_OR_HUB_ID --dataset scenes --split test --metrics retrieval --output DIR
 
 Writes metrics.json (each figure with its 95 % interval, and the protocol that decides them: data fingerprint, prompt, decoding,
 metric versions, model revision), for captions predictions.jsonl and contact_sheet.png, for pope its questions and their answers as
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
-from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
 
 import modeling  # noqa: F401  teaches the Auto classes our models: the working tree wins over code saved with a checkpoint
 import processing  # noqa: F401
@@ -28,6 +29,7 @@ from modeling.attention_amplification import PAIConfig, enable_pai
 from modeling.contrastive_decoding import VCDConfig, enable_vcd
 from modeling.head_suppression import chosen_spin, enable_spin
 from trainers.captioning_evaluation import evaluate_captions, report
+from trainers.retrieval_evaluation import evaluate_retrieval
 from trainers.run_folder import read_settings
 
 
@@ -80,23 +82,32 @@ def weights_revision(model: str, revision: str | None) -> str:
 def main(args: Arguments) -> None:
     # 1. The model and its processor, pinned.
     exact = weights_revision(args.model, args.revision)
+    looks_up = "retrieval" in (args.metrics or [])
+    if looks_up and len(args.metrics) > 1:
+        raise ValueError(f"retrieval scores embeddings, the others words: ask for it alone, not with {args.metrics}")
     common = {"trust_remote_code": args.trust_remote_code}
     if not Path(args.model).is_dir():
         common["revision"] = exact
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=args.dtype, **common).eval().to(device)
+    kind = AutoModel if looks_up else AutoModelForImageTextToText
+    model = kind.from_pretrained(args.model, dtype=args.dtype, **common).eval().to(device)
     processor = AutoProcessor.from_pretrained(args.model, **common)
 
     # 2. The rows to be judged by, one a picture.
     options = read_settings("dataset_options", args.dataset_options)
     columns = read_settings("columns", args.columns) or None
-    rows = load_rows(args.dataset, args.split, rows="image", data_dir=args.data_dir, columns=columns, **options)
+    one = "alignment" if looks_up else "image"
+    rows = load_rows(args.dataset, args.split, rows=one, data_dir=args.data_dir, columns=columns, **options)
     if args.num_examples is not None:
         rows = rows.select(range(min(args.num_examples, len(rows))))
     metrics = args.metrics or (["scene_f1"] if args.dataset == "scenes" else []) + ["bleu", "rouge_l", "cider"]
 
     # 3. Captions and answers, and what they are worth.
     protocol = {"dataset": args.dataset, "split": args.split, "model": args.model, "revision": exact}
+    if looks_up:
+        figures = evaluate_retrieval(model, processor, rows, Path(args.output), protocol, args.batch_size)
+        print(f"\n{report(figures)}\n\nscores and what they are of: {args.output}")
+        return
     if args.spin is not None:
         how = chosen_spin(model, args.spin)
         enable_spin(model, how)

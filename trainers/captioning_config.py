@@ -10,6 +10,13 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 
+def without_missing_gpu(args: TrainingArguments) -> None:
+    """Leave mixed precision out where there is no GPU, and say so: a GPU's recipe runs on a laptop, slowly."""
+    if (args.fp16 or args.bf16) and (args.use_cpu or not torch.accelerator.is_available()):
+        logger.warning("there is no GPU: mixed precision is left out, and training will be slow")
+        args.fp16 = args.bf16 = False
+
+
 @dataclass
 class CaptioningConfig(TrainingArguments):
     eval_metrics: list[str] = field(
@@ -37,7 +44,5 @@ class CaptioningConfig(TrainingArguments):
             raise ValueError(
                 "eval_metrics: pope asks instead of captioning; afterwards, recipes/evaluate.py --metrics pope"
             )
-        if (self.fp16 or self.bf16) and (self.use_cpu or not torch.accelerator.is_available()):
-            logger.warning("there is no GPU: mixed precision is left out, and training will be slow")
-            self.fp16 = self.bf16 = False
+        without_missing_gpu(self)
         super().__post_init__()

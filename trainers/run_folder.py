@@ -43,3 +43,11 @@ def read_settings(name: str, value: dict | str | None) -> dict:
     if not isinstance(value, dict):
         raise ValueError(f"{name} must be a mapping, is {value!r}")
     return value
+
+
+def trained_with(args: Any) -> dict:
+    """The training arguments that differ from their class's defaults: what a reader needs to train the same again."""
+    default = type(args)(output_dir=args.output_dir).to_dict()
+    machine = {"use_cpu", "bf16", "fp16", "logging_dir", "local_rank", "resume_from_checkpoint", "disable_tqdm"}
+    changed = {k: v for k, v in args.to_dict().items() if v != default.get(k) and k not in machine}
+    return changed | {"output_dir": args.output_dir}

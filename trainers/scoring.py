@@ -85,9 +85,13 @@ def _truth(name: str, rows: Dataset, synonyms: str | Path | None) -> dict[str, A
     return {"references": list(rows["references"]), "synonyms": synonyms, **known}
 
 
+def load_metric(name: str) -> Any:
+    """A metric under metrics/, as `evaluate` loads it. Raises ValueError for one there is no folder of."""
+    return _evaluate_library().load(str(_folder(name)), keep_in_memory=True)
+
+
 def _figures(name: str, predictions: list[str], **truth) -> dict[str, dict]:
-    module = _evaluate_library().load(str(_folder(name)), keep_in_memory=True)
-    result = module.compute(predictions=predictions, **truth)
+    result = load_metric(name).compute(predictions=predictions, **truth)
     return {
         key: {
             "value": round(value, 6),

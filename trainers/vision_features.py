@@ -4,45 +4,37 @@ Vision features: what a frozen vision tower makes of each picture, computed once
     rows {images} -> the pictures they show, each once -> tower, in shards -> FOLDER/<key>/shard-00007-of-00036.arrow
     rows' `images` become indices into them; CaptioningCollator(features=...) hands the model `vision_features`
 
-Unusual: the key is of everything that decides a feature: the tower's weights and settings, the layer, the preprocessing, and the
-pictures (size and time of a file, or a hash of bytes). So a cache is never stale, only absent. Every process computes its share
-of the shards, each is renamed into place when it is whole, and a run that was stopped goes on with those that are missing.
-Pictures that cannot be read are kept as what is wrong with them; the collator skips and counts their rows.
+Unusual: the key is of the tower's weights and settings, the layer, the preprocessing, and the pictures (size and time of a file, or
+a hash of bytes); see feature_shards.py. Pictures that cannot be read are kept as what is wrong with them; the collator skips and
+counts their rows.
 """
 
 import json
 import os
-import shutil
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from datasets import Dataset, Features, Value, concatenate_datasets, config
-from datasets.arrow_writer import ArrowWriter
+from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from datasets_scripts.open_picture import UnreadablePicture, open_picture
 from modeling.towers import fingerprint
 from trainers.captioning_data import BLANK
-from trainers.run_folder import write_json, write_whole
-
-
-SHARD = 256  # pictures
-COLUMNS = Features({"patches": Value("large_binary"), "problem": Value("string")})
+from trainers.feature_shards import feature_shards
 
 
 class VisionFeatures:
     """Features of pictures by index: (rows, columns, d_v) in the tower's dtype. Raises UnreadablePicture where there are none."""
 
-    def __init__(self, shards: list[Path], grid: tuple[int, int], dtype: torch.dtype, blank: Tensor):
+    def __init__(self, table: Dataset, grid: tuple[int, int], dtype: torch.dtype, blank: Tensor):
         self.grid = grid
         self.dtype = dtype
         self.blank = blank
-        self._table = concatenate_datasets([Dataset.from_file(str(path)) for path in shards])
+        self._table = table
 
     def __len__(self) -> int:
         return len(self._table)
@@ -136,40 +128,16 @@ def cache_vision_features(
         "preprocessing": processor.image_processor.to_dict(),
         "pictures": sha256(json.dumps(names).encode()).hexdigest(),
     }
-    key = sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:32]
-    folder = Path(folder or Path(config.HF_DATASETS_CACHE) / "vision_features") / key
-    folder.mkdir(parents=True, exist_ok=True)
-    total = -(-len(pictures) // SHARD)
-    shards = [folder / f"shard-{number:05d}-of-{total:05d}.arrow" for number in range(total)]
-    missing = [number for number in range(total) if not shards[number].exists()]
-    needed, free = blank.nbytes * SHARD * len(missing), shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(
-            f"features of {len(pictures):,} pictures need {needed / 2**30:.1f} GiB more in {folder}, where {free / 2**30:.1f} are "
-            "free; make room, name another vision_features_dir, or set cache_vision_features: false"
-        )
+    source = getattr(core, "tower_sources", {}).get("vision_tower")
+    named = {"id": source.id, "commit": source.commit} if source else None
 
-    index, count = process
-    wait()  # until every process has seen what is missing
-    if index == 0:
-        source = getattr(core, "tower_sources", {}).get("vision_tower")
-        named = {"id": source.id, "commit": source.commit} if source else None
-        write_json(folder / "made_of.json", made_of | {"tower_source": named, "count": len(pictures)})
-    mine = missing[index::count]
-    for number in tqdm(mine, desc="caching vision features", unit="shard", disable=index > 0 or not mine):
-        here = _Pictures(pictures[number * SHARD : (number + 1) * SHARD], processor.image_processor)
-        loader = DataLoader(here, batch_size, num_workers=num_workers, collate_fn=_collate)
-        write_whole(shards[number], lambda path, loader=loader: _write_shard(path, core, loader, device))
-    wait()
-    features = VisionFeatures(shards, grid, tower.dtype, blank)
+    def compute(here: range) -> Iterator[tuple[Tensor, str | None]]:
+        some = _Pictures(pictures[here.start : here.stop], processor.image_processor)
+        for pixels, problems in DataLoader(some, batch_size, num_workers=num_workers, collate_fn=_collate):
+            yield from zip(core.encode_patches(pixels.to(device)).cpu(), problems, strict=True)
+
+    table = feature_shards(
+        folder, "vision_features", made_of, len(pictures), blank.nbytes, compute, process, wait, {"tower_source": named}
+    )
+    features = VisionFeatures(table, grid, tower.dtype, blank)
     return features, rows.remove_columns("images").add_column("images", indices)
-
-
-def _write_shard(path: Path, core: Any, loader: DataLoader, device: torch.device) -> None:
-    with ArrowWriter(path=str(path), features=COLUMNS) as writer:
-        for pixels, problems in loader:
-            patches = core.encode_patches(pixels.to(device)).cpu().contiguous()
-            values: np.ndarray = patches.view(torch.uint8).numpy()
-            for value, problem in zip(values, problems, strict=True):
-                writer.write({"patches": value.tobytes() if problem is None else b"", "problem": problem})
-        writer.finalize()

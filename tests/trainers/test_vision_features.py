@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from datasets_scripts.canonical import CAPTION_FEATURES, turns
 from datasets_scripts.open_picture import UnreadablePicture
 from tests.conftest import make_ossight, make_processor, picture
-from trainers import vision_features
+from trainers import feature_shards
 from trainers.captioning_data import CaptioningCollator
 from trainers.vision_features import cache_vision_features
 
@@ -35,7 +35,7 @@ def rows(tmp_path):
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(vision_features, "SHARD", 2)
+    monkeypatch.setattr(feature_shards, "SHARD", 2)
 
 
 def counted(model):
@@ -136,6 +136,6 @@ def test_a_picture_that_cannot_be_read_says_so_when_it_is_asked_for(rows, tmp_pa
 
 
 def test_a_disk_that_is_too_small_is_noticed_before_anything_is_written(rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(vision_features.shutil, "disk_usage", lambda path: type("", (), {"free": 100})())
-    with pytest.raises(OSError, match="features of 6 pictures need .* cache_vision_features: false"):
+    monkeypatch.setattr(feature_shards.shutil, "disk_usage", lambda path: type("", (), {"free": 100})())
+    with pytest.raises(OSError, match="features of 6 items need .* cache_vision_features: false"):
         cache_vision_features(make_ossight(), make_processor(), rows, tmp_path / "cache")

@@ -1,0 +1,150 @@
+"""
+Tower features: what an aligner's frozen towers make of pictures, texts and sounds, computed once and kept as Arrow.
+
+    rows {image, text, audio} -> each different picture, text and sound once -> tower, in shards (feature_shards.py)
+    rows' columns become indices into them; ContrastiveCollator(features=...) hands the model `vision_features` and so on
+
+Unusual: a feature is as long as what it is of: a text's padding is not kept. What cannot be read is kept as what is wrong with it.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from datasets_scripts.open_picture import UnreadablePicture
+from modeling.towers import fingerprint
+from trainers.contrastive_data import PARTS, ContrastiveCollator, UnreadableSound
+from trainers.feature_shards import feature_shards
+
+
+class TowerFeatures:
+    """Features (tokens, d) by index, in the tower's dtype. Raises UnreadablePicture or UnreadableSound where there are none."""
+
+    def __init__(self, table: Dataset, modality: str, width: int, dtype: torch.dtype):
+        self.modality = modality
+        self.width = width
+        self.dtype = dtype
+        self._table = table
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> Tensor:
+        row = self._table[index]
+        if row["problem"] is not None:
+            raise (UnreadableSound if self.modality == "audio" else UnreadablePicture)(row["problem"])
+        return torch.frombuffer(bytearray(row["patches"]), dtype=self.dtype).view(-1, self.width)
+
+
+def _identity(value: Any) -> str:
+    """What tells one picture, text or sound from another: its words, its bytes' hash, or its path, size and time."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, Mapping):
+        return sha256(value.tobytes()).hexdigest()
+    if value.get("bytes") is not None:
+        return sha256(value["bytes"]).hexdigest()
+    if value.get("array") is not None:
+        return sha256(torch.as_tensor(value["array"]).numpy().tobytes()).hexdigest()
+    try:
+        state = os.stat(value["path"])
+    except OSError:
+        return f"{value['path']} missing"
+    return f"{value['path']} {state.st_size} {state.st_mtime_ns}"
+
+
+def _each_once(values: list) -> tuple[list, list[str], list[int | None]]:
+    """Values, each once; what identifies them; and for each of the given its index (None for None)."""
+    once, names, known, indices = [], [], {}, []
+    for value in values:
+        if value is None:
+            indices.append(None)
+            continue
+        name = _identity(value)
+        if name not in known:
+            known[name] = len(once)
+            once.append(value)
+            names.append(name)
+        indices.append(known[name])
+    return once, names, indices
+
+
+@torch.no_grad()
+def cache_tower_features(
+    model: Any,
+    processor: Any,
+    rows: Dataset,
+    modalities: list[str],
+    folder: str | Path | None = None,
+    batch_size: int = 64,
+    process: tuple[int, int] = (0, 1),
+    wait: Any = lambda: None,
+) -> tuple[dict[str, TowerFeatures], Dataset]:
+    """
+    The features of what `rows` hold of these modalities ("image", "text", "audio"), and rows whose columns are indices into them.
+
+    folder: default, beside the datasets' cache. process: (index, count) of this process among those that share the work; `wait`
+    returns when all have come there. Raises ValueError for a modality whose tower learns, OSError where the disk is too small.
+    """
+    read, features = ContrastiveCollator(processor), {}
+    for modality in modalities:
+        part = PARTS[modality]
+        tower = model.towers()[part]
+        if any(parameter.requires_grad for parameter in tower.parameters()):
+            raise ValueError(
+                f"the {part} tower learns, so what it makes of {modality} changes; freeze it, or do not cache it"
+            )
+        tower.eval()
+        once, names, indices = _each_once(rows[modality])
+        if not once:
+            continue
+
+        def encoded(values: list, modality: str = modality, part: str = part) -> tuple[list[Tensor], Tensor]:
+            inputs = {name: value.to(model.device) for name, value in read._encode(modality, values).items()}
+            mask = inputs.pop("attention_mask", None)
+            tokens, there = model.encode(part, next(iter(inputs.values())), mask)
+            there = torch.ones(tokens.shape[:2], dtype=torch.bool) if there is None else there.cpu()
+            return [some[which] for some, which in zip(tokens.cpu(), there, strict=True)]
+
+        def compute(
+            here: range, once: list = once, modality: str = modality, encoded: Any = encoded
+        ) -> Iterator[tuple[Tensor | None, str | None]]:
+            for start in range(here.start, here.stop, batch_size):
+                opened: list[tuple[Any, str | None]] = []
+                for value in once[start : min(start + batch_size, here.stop)]:
+                    try:
+                        opened.append((read._open(modality, value), None))
+                    except (UnreadablePicture, UnreadableSound) as unreadable:
+                        opened.append((None, str(unreadable)))
+                readable = [value for value, problem in opened if problem is None]
+                seen = iter(encoded(readable) if readable else [])
+                for _, problem in opened:
+                    yield (next(seen), None) if problem is None else (None, problem)
+
+        sample = next(feature for feature, problem in compute(range(len(once))) if problem is None)
+        how = {"image": processor.image_processor, "text": processor.tokenizer, "audio": processor.feature_extractor}[
+            modality
+        ]
+        made_of = {
+            "weights": fingerprint(tower),
+            "tower": tower.config.to_dict(),
+            "features": getattr(model.config, f"{part}_features"),
+            "dtype": str(tower.dtype),
+            "preprocessing": how.to_dict()
+            if hasattr(how, "to_dict")
+            else [how.backend_tokenizer.to_str(), processor.pad_to_max],
+            "items": sha256(json.dumps(names).encode()).hexdigest(),
+        }
+        table = feature_shards(
+            folder, f"{part}_features", made_of, len(once), sample.nbytes, compute, process, wait,
+        )  # fmt: skip
+        features[modality] = TowerFeatures(table, modality, sample.shape[-1], sample.dtype)
+        rows = rows.remove_columns(modality).add_column(modality, indices)
+    return features, rows
