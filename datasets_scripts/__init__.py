@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from datasets import Audio, Dataset, DatasetBuilder, Features, Image, IterableDataset, List, Value, load_dataset
+from datasets import Dataset, DatasetBuilder, Features, Image, IterableDataset, List, Value, load_dataset
 
 from datasets_scripts.canonical import CAPTION_FEATURES, PROMPT, turns
 
@@ -80,7 +80,7 @@ def _built(builder: DatasetBuilder, split: str, streaming: bool) -> Dataset | It
 
 
 def _undecoded(features: Features) -> Features:
-    raw = {"images": List(Image(decode=False)), "image": Image(decode=False), "audio": Audio(decode=False)}
+    raw = {"images": List(Image(decode=False)), "image": Image(decode=False)}
     return Features({**features, **{name: kind for name, kind in raw.items() if name in features}})
 
 

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 PROMPT = "Describe the picture."
 ROWS = ("caption", "image")
 
+# what datasets.Audio(decode=False) gives; that feature itself asks for torchcodec before it takes a file
+SOUND = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
 _TURNS = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
 CAPTION_FEATURES = datasets.Features(
     {

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import datasets
 
-from datasets_scripts.canonical import listing, place
+from datasets_scripts.canonical import SOUND, held_out, listing
 
 
 SPLITS = ("train", "validation", "test")
@@ -77,11 +77,15 @@ class ClassFoldersConfig(datasets.BuilderConfig):
         for name, path in _classified(self.data_dir):
             by_class.setdefault(name, []).append(path)
         for name, paths in by_class.items():
-            ordered = sorted(paths, key=lambda path: place(f"{os.path.basename(path)}"))
-            tests, rest = round(len(paths) * self.test_fraction), round(len(paths) * self.validation_fraction)
-            for rank, path in enumerate(ordered):
-                split = "test" if rank < tests else "validation" if rank < tests + rest else "train"
-                held[split].append((name, path))
+            left = {os.path.basename(path): path for path in paths}
+            taken = 0.0
+            for split, fraction in (("test", self.test_fraction), ("validation", self.validation_fraction)):
+                if fraction:
+                    where = os.path.join(self.data_dir, name)
+                    out = held_out(left, fraction / (1 - taken), where, seed=split)
+                    held[split] += [(name, left.pop(file)) for file in out]
+                taken += fraction
+            held["train"] += [(name, path) for path in left.values()]
         return {split: sorted(files) for split, files in held.items() if files}
 
     def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
@@ -117,7 +121,7 @@ class ClassFolders(datasets.GeneratorBasedBuilder):
         self._files = self.config.files()
         sounds = next(iter(self._files.values()))[0][1].lower().endswith(SOUNDS)
         self._column = "audio" if sounds else "image"
-        kind = datasets.Audio(decode=False) if sounds else datasets.Image()
+        kind = SOUND if sounds else datasets.Image()
         columns = {self._column: kind, "text": datasets.Value("string"), "label": datasets.Value("string")}
         return datasets.DatasetInfo(description=__doc__, features=datasets.Features(columns))
 

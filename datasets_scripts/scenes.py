@@ -10,7 +10,7 @@ Tasks (the builder's configs), in canonical columns; all but "preferences" and "
     instructions  for learning to do both: each scene of train as in captions and as in questions, `rounds` times over, with the
                   next wording and questions about other things; the other splits are captions
     preferences   chosen and rejected, which differ in the one way that the extra column `flaw` names
-    alignment     image, text
+    alignment     image, text; with `sounds`, audio too
     reading       text only, for language models: rough notes and a prompt or question; the caption or answer. Every tenth row
                   has no notes: there is only habit to go by
 
@@ -26,10 +26,11 @@ from random import Random
 
 import datasets
 
-from datasets_scripts.canonical import CAPTION_FEATURES, PROMPT, turns
+from datasets_scripts.canonical import CAPTION_FEATURES, PROMPT, SOUND, turns
 from datasets_scripts.scene_description import SPLITS, Scene, describe
 from datasets_scripts.scene_drawing import draw, png
 from datasets_scripts.scene_language import captions, notes, preferences, questions
+from datasets_scripts.scene_sounds import sound, wav
 
 
 TASKS = ("captions", "questions", "instructions", "preferences", "alignment", "reading")
@@ -44,9 +45,8 @@ class ScenesConfig(datasets.BuilderConfig):
     seed: int = 0
     image_size: int = 60  # pixels a side
     distinct: bool = False
-    wording: int | None = (
-        None  # of alignment: which of the five captions, 4 being the one with places; None: row i has i mod 5
-    )
+    wording: int | None = None  # of alignment: which of five captions, 4 naming places; None: row i has i mod 5
+    sounds: bool = False  # of alignment: what each scene sounds like
     rounds: int = 1  # of instructions: how often a scene of train is described and asked about
     version: datasets.Version = field(default_factory=lambda: datasets.Version("1.0.1"))
 
@@ -87,6 +87,7 @@ class Scenes(datasets.GeneratorBasedBuilder):
     def _info(self) -> datasets.DatasetInfo:
         if self.config.name == "alignment":
             columns = {"image": datasets.Image(), "text": datasets.Value("string"), **_EXTRA}
+            columns |= {"audio": SOUND} if self.config.sounds else {}
         elif self.config.name == "reading":
             columns = {"prompt": _TURNS, "completion": _TURNS}
         elif self.config.name == "preferences":
@@ -157,7 +158,8 @@ class Scenes(datasets.GeneratorBasedBuilder):
                     yield f"{scene.image_id}-{pair['flaw']}", row_
             else:
                 said = captions(scene)[row % 5 if config.wording is None else config.wording]
-                yield scene.image_id, {"image": picture, "text": said, "scene": told}
+                heard = {"audio": {"bytes": wav(sound(scene)), "path": None}} if config.sounds else {}
+                yield scene.image_id, {"image": picture, "text": said, "scene": told, **heard}
 
 
 def _reading(scene: Scene, row: int) -> dict[str, list[dict[str, str]]]:
