@@ -36,6 +36,12 @@ class CaptioningConfig(TrainingArguments):
     strict: bool = field(
         default=False, metadata={"help": "Stop at a row that cannot be used, instead of skipping and counting it."}
     )
+    vision_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Of the vision tower, where it learns: it has more to lose than to gain. None: learning_rate."
+        },
+    )
     # Trainer's defaults, changed: what a captioner needs is in columns that Trainer would drop
     remove_unused_columns: bool = field(default=False, metadata={"help": "Keep images, references and the rest."})
 

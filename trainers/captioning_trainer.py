@@ -70,6 +70,18 @@ class CaptioningTrainer(SealedCheckpoints, Trainer):
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         return LengthGroups(lengths, batch, args.seed if args.data_seed is None else args.data_seed)
 
+    def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
+        if self.optimizer is not None or self.args.vision_learning_rate is None:
+            return super().create_optimizer(*args, **kwargs)
+        optimizer = super().create_optimizer(*args, **kwargs)
+        tower = {id(weight) for name, weight in self.model.named_parameters() if "vision_tower." in name}
+        for group in list(optimizer.param_groups):
+            slower = [weight for weight in group["params"] if id(weight) in tower]
+            if slower:
+                group["params"] = [weight for weight in group["params"] if id(weight) not in tower]
+                optimizer.add_param_group(group | {"params": slower, "lr": self.args.vision_learning_rate})
+        return optimizer
+
     def _get_eval_sampler(self, eval_dataset: Dataset) -> None:
         """Evaluation takes its rows in order, by itself."""
         return None

@@ -101,6 +101,22 @@ def test_frozen_towers_do_not_move(rows, tmp_path):
     assert moved == {"adapter", "fusion"}
 
 
+def test_a_vision_tower_that_learns_may_have_a_rate_of_its_own(rows, tmp_path):
+    """By SGD, a step's size is the rate: a tenth of it moves a tower a tenth as far; of everything there is one group."""
+    moved = []
+    for rate in (None, 1e-3):
+        run = trainer(rows, tmp_path, max_steps=1, optim="sgd", max_grad_norm=0.0, vision_learning_rate=rate)
+        run.model.freeze_towers(vision=False)
+        before = {name: weight.detach().clone() for name, weight in run.model.named_parameters()}
+        run.train()
+        moved.append({name: weight.detach() - before[name] for name, weight in run.model.named_parameters()})
+        groups = run.optimizer.param_groups
+        assert sum(len(group["params"]) for group in groups) == sum(w.requires_grad for w in run.model.parameters())
+    for name, step in moved[0].items():
+        assert_close(moved[1][name], step / 10 if "vision_tower" in name else step, rtol=1e-2, atol=1e-7)
+    assert any(step.abs().max() > 1e-6 for name, step in moved[0].items() if "vision_tower" in name)
+
+
 def spoilt(rows, tmp_path):
     """Two of the rows show a file that is no picture, one has no words."""
     (tmp_path / "broken.png").write_bytes(b"no picture")
