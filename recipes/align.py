@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import AutoModel, AutoProcessor, ViTImageProcessor, set_seed
+from transformers import ASTFeatureExtractor, AutoModel, AutoProcessor, ViTImageProcessor, set_seed
 from trl import TrlParser
 
 from datasets_scripts import load_rows
@@ -46,6 +46,8 @@ class Recipe:
         None  # in place of vision_model: a tower that knows nothing yet, {model_type: vit, …}
     )
     text_config: dict | str | None = None  # in place of text_model; its vocabulary is learned from the training rows
+    audio_config: dict | str | None = None  # in place of audio_model: of an audio-spectrogram-transformer
+    sampling_rate: int = 16_000  # that an audio_config's tower hears at
     vocab_size: int = 2000  # of a vocabulary that is learned
     pad_text_to_max: bool = False  # as SigLIP's text towers learned
     freeze: list[str] = field(default_factory=lambda: ["vision", "text", "audio"])  # towers that do not learn
@@ -61,7 +63,7 @@ class Recipe:
     test_split: str | None = None  # None: the validation split
 
     def __post_init__(self):
-        for name in ("model_config", "vision_config", "text_config", "dataset_options", "test_options"):
+        for name in ("model_config", "vision_config", "text_config", "audio_config", "dataset_options", "test_options"):
             setattr(self, name, read_settings(name, getattr(self, name)))
         if unknown := set(self.freeze) - set(PARTS.values()):
             raise ValueError(f"freeze: {', '.join(sorted(unknown))} is none of {', '.join(PARTS.values())}")
@@ -83,6 +85,16 @@ def join_towers(recipe: Recipe, train: Dataset) -> tuple[AlignerModel, AlignerPr
         tokenizer.model_max_length = recipe.text_config.get("max_position_embeddings", 77)
         special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
         new["text_config"] = special | {"vocab_size": len(tokenizer)} | recipe.text_config
+    if recipe.audio_config:
+        new["audio_config"] = recipe.audio_config
+        if recipe.audio_config.get("model_type") != "audio-spectrogram-transformer":
+            raise ValueError(
+                "audio_config: only an audio-spectrogram-transformer's; of others, name a pretrained audio_model"
+            )
+        size = {
+            name: recipe.audio_config[name] for name in ("num_mel_bins", "max_length") if name in recipe.audio_config
+        }
+        parts["feature_extractor"] = ASTFeatureExtractor(sampling_rate=recipe.sampling_rate, **size)
     model = AlignerModel.from_towers(**towers, **new, **recipe.model_config)
     return model, AlignerProcessor.from_towers(**towers, pad_to_max=recipe.pad_text_to_max, **parts)
 

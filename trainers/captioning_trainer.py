@@ -61,12 +61,17 @@ class CaptioningTrainer(SealedCheckpoints, Trainer):
         self._skipped: list[dict] = []
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        """With `train_sampling_strategy: group_by_length`, rows of like length together, by the characters they are said in."""
+        """
+        With `train_sampling_strategy: group_by_length`, rows of like length together, by the characters they are said in; of an
+        encoder–decoder, the completion's.
+        """
         if self.args.train_sampling_strategy != "group_by_length" or self._streams:
             return super()._get_train_sampler(train_dataset)
         args, rows = self.args, self.train_dataset if train_dataset is None else train_dataset
         turns = rows.select_columns(["prompt", "completion"])
-        lengths = [sum(len(str(turn["content"])) for turn in row["prompt"] + row["completion"]) for row in turns]
+        apart = getattr(self.model.config, "is_encoder_decoder", False)
+        said = (row["completion"] if apart else row["prompt"] + row["completion"] for row in turns)
+        lengths = [sum(len(str(turn["content"])) for turn in row) for row in said]
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         return LengthGroups(lengths, batch, args.seed if args.data_seed is None else args.data_seed)
 
