@@ -71,7 +71,7 @@ def sweep() -> list[str]:
     spins = [
         f"spin keep_ratio={keep} suppression={alpha} score={how}"
         for how in ("logits", "mass")
-        for keep in (0.875, 0.75, 0.5, 0.25)
+        for keep in (0.875, 0.75, 0.5)
         for alpha in (0.0, 0.1, 0.5)
     ]
     vcds = [f"vcd alpha={alpha} noise_step={step}" for alpha in (0.5, 1.0) for step in (500, 999)]
