@@ -43,6 +43,8 @@ class AlignerOutput(ModelOutput):
     image_embeds: Tensor | None = None  # (pictures, embed_dim)
     text_embeds: Tensor | None = None
     audio_embeds: Tensor | None = None
+    logit_scale: Tensor | None = None  # in training: what the loss uses beside embeddings, so that DDP sees it used
+    logit_bias: Tensor | None = None
 
 
 def info_nce(similarity: Tensor, equal: Tensor | None = None) -> Tensor:
@@ -295,7 +297,7 @@ class AlignerModel(AlignerPreTrainedModel):
             "text": ("text", input_ids, attention_mask, text_features),
             "audio": ("audio", audio_values, None, audio_features),
         }
-        out = {}
+        out = {"logit_scale": self.logit_scale * 1, "logit_bias": self.logit_bias * 1} if self.training else {}
         for name, (part, *tensors) in given.items():
             count = next((len(tensor) for tensor in tensors if tensor is not None), 0)
             if count:

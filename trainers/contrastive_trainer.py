@@ -105,16 +105,13 @@ class ContrastiveTrainer(SealedCheckpoints, Trainer):
             return (loss, out) if return_outputs else loss
 
         # its gradient in them, carried on through what was embedded here; processes' gradients are averaged afterwards
-        learned = [core.logit_scale, core.logit_bias]
-        leaves = [*whole.values(), *learned]
-        grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+        grads = torch.autograd.grad(loss, [*whole.values(), core.logit_scale, core.logit_bias], allow_unused=True)
         carried = loss.new_zeros(())
         for rows, grad in zip(mine.values(), grads, strict=False):
             own = slice(here * len(rows), (here + 1) * len(rows))
             carried = carried + (rows * grad[own]).sum() * world if grad is not None else carried + rows.sum() * 0
-        for parameter, grad in zip(learned, grads[len(mine) :], strict=True):
-            if parameter.requires_grad:
-                carried = carried + (parameter * grad if grad is not None else parameter * 0)
+        for used, grad in zip((out.logit_scale, out.logit_bias), grads[len(mine) :], strict=True):
+            carried = carried + (used * grad if grad is not None else used * 0)
         loss = loss.detach() + carried - carried.detach()
         return (loss, out) if return_outputs else loss
 
