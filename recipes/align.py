@@ -45,6 +45,7 @@ class Recipe:
     vision_config: dict | str | None = (
         None  # in place of vision_model: a tower that knows nothing yet, {model_type: vit, …}
     )
+    image_size: int = 224  # pixels a side, of a vision_config that does not say
     text_config: dict | str | None = None  # in place of text_model; its vocabulary is learned from the training rows
     audio_config: dict | str | None = None  # in place of audio_model: of an audio-spectrogram-transformer
     sampling_rate: int = 16_000  # that an audio_config's tower hears at
@@ -78,7 +79,7 @@ def join_towers(recipe: Recipe, train: Dataset) -> tuple[AlignerModel, AlignerPr
     new, parts = {}, {}
     if recipe.vision_config:
         new["vision_config"] = recipe.vision_config
-        side = recipe.vision_config.get("image_size") or recipe.vision_config.get("model_args", {}).get("img_size", 224)
+        side = recipe.vision_config.get("image_size", recipe.image_size)
         parts["image_processor"] = ViTImageProcessor(size={"height": side, "width": side})
     if recipe.text_config:
         tokenizer = parts["tokenizer"] = train_tokenizer(train["text"], recipe.vocab_size)
