@@ -75,14 +75,17 @@ def test_every_shipped_yaml_opens_with_what_it_shows_and_has_no_unknown_key(path
     from trl import SFTConfig
 
     from trainers.captioning_config import CaptioningConfig
+    from trainers.contrastive_config import ContrastiveConfig
 
     sys.path.insert(0, str(ROOT / "recipes"))
+    import align
     import caption
     import pretrain_language
     import pretrain_vision
 
     kinds = {"qwen2": (pretrain_language.Recipe, SFTConfig), "siglip": (pretrain_vision.Recipe, TrainingArguments)}
-    known = kinds.get(path.stem, (caption.Recipe, CaptioningConfig))
+    default = (align.Recipe, ContrastiveConfig) if path.parent.name == "aligner" else (caption.Recipe, CaptioningConfig)
+    known = kinds.get(path.stem, default)
     fields = {name for kind in known for name in kind.__dataclass_fields__}
     assert not set(yaml.safe_load(text)) - fields
     assert "Time:" in text
