@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import datasets
 
 from datasets_scripts.canonical import SOUND, held_out, listing
+from datasets_scripts.scene_language import with_article
 
 
 SPLITS = ("train", "validation", "test")
@@ -29,10 +30,6 @@ def words_of(folder: str) -> str:
     name = re.sub(r"^\d+\s*[-_.]?\s*", "", folder)
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     return " ".join(name.replace("_", " ").replace("-", " ").split()).lower() or folder
-
-
-def with_article(words: str) -> str:
-    return ("an " if words[0] in "aeiou" else "a ") + words
 
 
 @dataclass

@@ -35,7 +35,7 @@ def _plural(noun: str) -> str:
     return noun + ("es" if noun.endswith("s") else "s")
 
 
-def _article(phrase: str) -> str:
+def with_article(phrase: str) -> str:
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
@@ -49,7 +49,7 @@ def _grouped(objects: tuple[SceneObject, ...], other_words: bool = False) -> str
     for (size, colour, shape), twins in groupby(objects, key=lambda thing: thing.triple):
         size, count = OTHER_SIZE_WORDS[size] if other_words else size, len(list(twins))
         phrase = f"{size} {colour} {shape}"
-        parts.append(_article(phrase) if count == 1 else f"{NUMBERS[count]} {_plural(phrase)}")
+        parts.append(with_article(phrase) if count == 1 else f"{NUMBERS[count]} {_plural(phrase)}")
     return _and(parts)
 
 
@@ -67,7 +67,7 @@ def relation(first: SceneObject, second: SceneObject) -> str:
 def related(scene: Scene, rel: str | None = None) -> str:
     """The caption that says how the first two objects lie to each other (or, given `rel`, claims they lie so)."""
     first, second, *rest = scene.objects
-    text = f"{_article(first.phrase)} {rel or relation(first, second)} {_article(second.phrase)}"
+    text = f"{with_article(first.phrase)} {rel or relation(first, second)} {with_article(second.phrase)}"
     return f"{text}, with {_grouped(tuple(rest))}" if rest else text
 
 
@@ -75,12 +75,12 @@ def captions(scene: Scene) -> list[str]:
     """Five references, each naming all objects."""
     things, on = scene.objects, ON[scene.background]
     verb = "are" if len(things) > 1 and things[0].triple == things[1].triple else "is"
-    sized = [_article(f"{OTHER_SIZE_WORDS[o.size]} {o.colour} {o.shape} {place(o)}") for o in things]
+    sized = [with_article(f"{OTHER_SIZE_WORDS[o.size]} {o.colour} {o.shape} {place(o)}") for o in things]
     return [
         f"{_grouped(things)} {on}.",
         f"there {verb} {_grouped(things)} {on}.",
         f"a picture of {_grouped(things, other_words=True)}.",
-        f"{related(scene) if len(things) > 1 else _article(things[0].phrase) + ' ' + place(things[0])}, {on}.",
+        f"{related(scene) if len(things) > 1 else with_article(things[0].phrase) + ' ' + place(things[0])}, {on}.",
         f"{_and(sized)}.",
     ]
 
@@ -99,7 +99,7 @@ def questions(scene: Scene, round: int = 0) -> list[dict[str, str]]:
     counted = SHAPES[int(rng.random() * len(SHAPES))] if rng.random() < 0.3 else thing.shape
     count = sum(o.shape == counted for o in scene.objects)
     asked = [
-        ("existence", IS_THERE.format(_article(f"{colour} {shape}")), "yes" if there else "no"),
+        ("existence", IS_THERE.format(with_article(f"{colour} {shape}")), "yes" if there else "no"),
         ("count", f"How many {_plural(counted)} are there?", NUMBERS[count]),
     ]
     if sum((o.size, o.shape) == (thing.size, thing.shape) for o in scene.objects) == 1:

@@ -25,7 +25,7 @@ from datasets_scripts.class_folders import PICTURES, SOUNDS
 from datasets_scripts.open_picture import UnreadablePicture, open_picture
 from modeling.towers import fingerprint
 from processing.vector_index import VectorIndex
-from trainers.contrastive_data import UnreadableSound, hear_at, open_sound
+from trainers.contrastive_data import ContrastiveCollator, UnreadableSound
 from trainers.pictures import contact_sheet
 from trainers.run_folder import read_json, write_json
 
@@ -59,28 +59,25 @@ def load(model: str, revision: str | None) -> tuple:
     if not hasattr(loaded, "get_text_features"):
         raise ValueError(f"{model} is a {loaded.config.model_type!r}: it embeds nothing; name an aligner")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return loaded.to(device), AutoProcessor.from_pretrained(model, revision=revision)
+    return loaded.to(device), ContrastiveCollator(AutoProcessor.from_pretrained(model, revision=revision))
 
 
 @torch.no_grad()
-def embed(model, processor, kind: str, values: list) -> torch.Tensor:
+def embed(model, read: ContrastiveCollator, kind: str, values: list) -> torch.Tensor:
     """Opened pictures, sounds (waveform, rate) or texts -> (n, embed_dim) on the CPU."""
-    if kind == "audio":
-        values = [hear_at(processor, *value) for value in values]
-    inputs = processor(**{{"image": "images"}.get(kind, kind): values}, return_tensors="pt").to(model.device)
+    inputs = {name: value.to(model.device) for name, value in read.encode(kind, values).items()}
     return getattr(model(**inputs), f"{kind}_embeds").float().cpu()
 
 
-def opened(path: Path) -> tuple[str, object]:
+def opened(read: ContrastiveCollator, path: Path) -> tuple[str, object]:
     """("image", picture) or ("audio", sound). Raises UnreadablePicture and UnreadableSound."""
-    if path.suffix.lower() in SOUNDS:
-        return "audio", open_sound({"path": str(path), "bytes": None})
-    return "image", open_picture(path)
+    kind = "audio" if path.suffix.lower() in SOUNDS else "image"
+    return kind, read.open(kind, {"path": str(path), "bytes": None})
 
 
 def build(args: Build) -> None:
     # 1. The model, and what the index holds already.
-    model, processor = load(args.model, args.revision)
+    model, read = load(args.model, args.revision)
     identity = fingerprint(model)
     output, dim = Path(args.output), args.dim or model.config.embed_dim
     if (output / "index.json").exists():
@@ -107,7 +104,7 @@ def build(args: Build) -> None:
         names: dict[str, list[str]] = {"image": [], "audio": []}
         for path in paths[start : start + BATCH]:
             try:
-                kind, value = opened(path)
+                kind, value = opened(read, path)
             except (UnreadablePicture, UnreadableSound) as problem:
                 left_out += 1
                 print(f"left out: {problem}", file=sys.stderr)
@@ -116,7 +113,7 @@ def build(args: Build) -> None:
             names[kind].append(str(path))
         for kind, values in here.items():
             if values:
-                index.add(embed(model, processor, kind, values).numpy(), names[kind])
+                index.add(embed(model, read, kind, values).numpy(), names[kind])
         if number % SAVED_EVERY == SAVED_EVERY - 1:
             index.save(output)
 
@@ -137,12 +134,12 @@ def search(args: Search, query: str) -> None:
         if args.model is None
         else {"model": args.model, "revision": None}
     )
-    model, processor = load(told["model"], told["revision"])
+    model, read = load(told["model"], told["revision"])
     index = VectorIndex.load(args.index, fingerprint(model))
     path = Path(query)
     is_file = len(query) < 256 and path.suffix.lower() in PICTURES + SOUNDS and path.exists()
-    kind, value = opened(path) if is_file else ("text", query)
-    found = index.search(embed(model, processor, kind, [value]).numpy(), args.count, args.shortlist)[0]
+    kind, value = opened(read, path) if is_file else ("text", query)
+    found = index.search(embed(model, read, kind, [value]).numpy(), args.count, args.shortlist)[0]
     for rank, (name, score) in enumerate(found, 1):
         print(f"{rank:3d}  {score:.3f}  {name}")
     pictures = [(Path(name), score) for name, score in found if Path(name).suffix.lower() in PICTURES]

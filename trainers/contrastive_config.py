@@ -8,7 +8,7 @@ from trainers.captioning_config import without_missing_gpu
 from trainers.run_folder import read_settings
 
 
-PAIRS = ("image_text", "audio_text", "image_audio")
+PAIRS = {"image_text": ("image", "text"), "audio_text": ("audio", "text"), "image_audio": ("image", "audio")}
 
 
 @dataclass

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from datasets_scripts.open_picture import UnreadablePicture, open_picture
+from processing.processing_aligner import hear
 
 
 COLUMNS = {"image": "images", "text": "text", "audio": "audio"}  # modality -> the processor's argument
@@ -86,7 +87,7 @@ class ContrastiveCollator:
                 if row[modality] is None:
                     continue
                 try:
-                    values.append(self._open(modality, row[modality]))
+                    values.append(self.open(modality, row[modality]))
                     places.append(place)
                 except (UnreadablePicture, UnreadableSound):
                     if self.strict:
@@ -100,12 +101,13 @@ class ContrastiveCollator:
                 0, there.nonzero()[:, 0], torch.tensor(keys)
             )
             if values:
-                batch |= self._encode(modality, values)
+                batch |= self.encode(modality, values)
         if skipped:
             batch["skipped"] = skipped
         return batch
 
-    def _open(self, modality: str, value: Any) -> Any:
+    def open(self, modality: str, value: Any) -> Any:
+        """A picture, a text or (waveform, rate). Raises UnreadablePicture and UnreadableSound."""
         if modality in self.features:
             return self.features[modality][value]
         if modality == "image":
@@ -114,7 +116,8 @@ class ContrastiveCollator:
             return open_sound(value)
         return value
 
-    def _encode(self, modality: str, values: list) -> dict[str, Tensor]:
+    def encode(self, modality: str, values: list) -> dict[str, Tensor]:
+        """What `open` gave, as the model takes it."""
         if modality in self.features:
             part = PARTS[modality]
             most = max(len(value) for value in values)
@@ -125,13 +128,6 @@ class ContrastiveCollator:
                 batch["attention_mask"] = torch.arange(most) < lengths
             return batch
         if modality == "audio":
-            waves = [hear_at(self.processor, *value) for value in values]
+            waves = [hear(*value, self.processor.sampling_rate) for value in values]
             return dict(self.processor(audio=waves, return_tensors="pt"))
         return dict(self.processor(**{COLUMNS[modality]: values}, return_tensors="pt"))
-
-
-def hear_at(processor: Any, wave: np.ndarray, rate: int) -> np.ndarray:
-    """A waveform at the processor's rate."""
-    from processing.processing_aligner import hear
-
-    return hear(wave, rate, processor.sampling_rate)

@@ -23,14 +23,10 @@ from torch import Tensor
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from trainers.contrastive_config import ContrastiveConfig
-from trainers.contrastive_data import ContrastiveCollator
+from trainers.contrastive_config import PAIRS, ContrastiveConfig
+from trainers.contrastive_data import COLUMNS, ContrastiveCollator
 from trainers.retrieval_evaluation import embed_rows, retrieval_figures
 from trainers.sealed_checkpoints import SealedCheckpoints
-
-
-MODALITIES = ("image", "text", "audio")
-ORDER = {"image_text": ("image", "text"), "audio_text": ("audio", "text"), "image_audio": ("image", "audio")}
 
 
 def contrastive_loss(
@@ -48,7 +44,7 @@ def contrastive_loss(
     equal where two rows hold the same. A pair that fewer than two rows have is left out. Raises ValueError if all are.
     """
     losses = {}
-    for pair, (one, other) in ORDER.items():
+    for pair, (one, other) in PAIRS.items():
         if not pair_weights.get(pair) or one not in embeddings or other not in embeddings:
             continue
         both = there[one] & there[other]
@@ -83,7 +79,7 @@ class ContrastiveTrainer(SealedCheckpoints, Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self._skipped += inputs.pop("skipped", 0)
-        there = {name: inputs.pop(f"{name}_there") for name in MODALITIES if f"{name}_there" in inputs}
+        there = {name: inputs.pop(f"{name}_there") for name in COLUMNS if f"{name}_there" in inputs}
         keys = {name: inputs.pop(f"{name}_key") for name in there}
         out = model(**inputs, chunk_size=self.args.chunk_size)
         core, world, here = self.accelerator.unwrap_model(model), self.args.world_size, self.args.process_index

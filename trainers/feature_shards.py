@@ -8,8 +8,9 @@ of the shards, each is renamed into place when it is whole, and a run that was s
 """
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,39 @@ from trainers.run_folder import write_json, write_whole
 
 SHARD = 256  # items
 COLUMNS = Features({"patches": Value("large_binary"), "problem": Value("string")})
+
+
+def identity(value: Any) -> str:
+    """What tells one picture, text or sound from another: its words, its bytes' hash, or its path, size and time."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, Mapping):
+        return sha256(value.tobytes()).hexdigest()
+    if value.get("bytes") is not None:
+        return sha256(value["bytes"]).hexdigest()
+    if value.get("array") is not None:
+        return sha256(torch.as_tensor(value["array"]).numpy().tobytes()).hexdigest()
+    try:
+        state = os.stat(value["path"])
+    except OSError:
+        return f"{value['path']} missing"
+    return f"{value['path']} {state.st_size} {state.st_mtime_ns}"
+
+
+def each_once(values: Iterable, key: Callable[[Any], Any] = identity) -> tuple[list, list, list[int | None]]:
+    """Values, each once by its key; their keys; and for each of the given its index (None for None)."""
+    once, indices = [], []
+    known: dict[Any, int] = {}
+    for value in values:
+        if value is None:
+            indices.append(None)
+            continue
+        name = key(value)
+        if name not in known:
+            known[name] = len(once)
+            once.append(value)
+        indices.append(known[name])
+    return once, list(known), indices
 
 
 def feature_shards(

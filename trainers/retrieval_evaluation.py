@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from modeling.matryoshka import truncate
 from trainers.contrastive_data import COLUMNS, PARTS, ContrastiveCollator, key_of
+from trainers.feature_shards import each_once
 from trainers.run_folder import write_json
 from trainers.scoring import load_metric, metric_version
 
@@ -42,14 +43,9 @@ def embed(
     Pictures, texts or sounds (None: none), each different one embedded once: (items, embed_dim), for each value the index of its
     item or -1, and how many could not be read.
     """
-    known: dict[int, int] = {}
-    once, here = [], []
-    for value in values:
-        key = None if value is None else key_of(modality, value)
-        if key is not None and key not in known:
-            known[key] = len(once)
-            once.append({modality: value})
-        here.append(-1 if key is None else known[key])
+    once, _, here = each_once(values, lambda value: key_of(modality, value))
+    once = [{modality: value} for value in once]
+    here = [-1 if i is None else i for i in here]
     training, device = model.training, next(model.parameters()).device
     model.eval()
     collate, parts, place, skipped = ContrastiveCollator(processor), [], 0, 0

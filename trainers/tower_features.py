@@ -8,8 +8,7 @@ Unusual: a feature is as long as what it is of: a text's padding is not kept. Wh
 """
 
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from torch import Tensor
 from datasets_scripts.open_picture import UnreadablePicture
 from modeling.towers import fingerprint
 from trainers.contrastive_data import PARTS, ContrastiveCollator, UnreadableSound
-from trainers.feature_shards import feature_shards
+from trainers.feature_shards import each_once, feature_shards
 
 
 class TowerFeatures:
@@ -41,39 +40,6 @@ class TowerFeatures:
         if row["problem"] is not None:
             raise (UnreadableSound if self.modality == "audio" else UnreadablePicture)(row["problem"])
         return torch.frombuffer(bytearray(row["patches"]), dtype=self.dtype).view(-1, self.width)
-
-
-def _identity(value: Any) -> str:
-    """What tells one picture, text or sound from another: its words, its bytes' hash, or its path, size and time."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, Mapping):
-        return sha256(value.tobytes()).hexdigest()
-    if value.get("bytes") is not None:
-        return sha256(value["bytes"]).hexdigest()
-    if value.get("array") is not None:
-        return sha256(torch.as_tensor(value["array"]).numpy().tobytes()).hexdigest()
-    try:
-        state = os.stat(value["path"])
-    except OSError:
-        return f"{value['path']} missing"
-    return f"{value['path']} {state.st_size} {state.st_mtime_ns}"
-
-
-def _each_once(values: list) -> tuple[list, list[str], list[int | None]]:
-    """Values, each once; what identifies them; and for each of the given its index (None for None)."""
-    once, names, known, indices = [], [], {}, []
-    for value in values:
-        if value is None:
-            indices.append(None)
-            continue
-        name = _identity(value)
-        if name not in known:
-            known[name] = len(once)
-            once.append(value)
-            names.append(name)
-        indices.append(known[name])
-    return once, names, indices
 
 
 @torch.no_grad()
@@ -102,12 +68,12 @@ def cache_tower_features(
                 f"the {part} tower learns, so what it makes of {modality} changes; freeze it, or do not cache it"
             )
         tower.eval()
-        once, names, indices = _each_once(rows[modality])
+        once, names, indices = each_once(rows[modality])
         if not once:
             continue
 
         def encoded(values: list, modality: str = modality, part: str = part) -> tuple[list[Tensor], Tensor]:
-            inputs = {name: value.to(model.device) for name, value in read._encode(modality, values).items()}
+            inputs = {name: value.to(model.device) for name, value in read.encode(modality, values).items()}
             mask = inputs.pop("attention_mask", None)
             tokens, there = model.encode(part, next(iter(inputs.values())), mask)
             there = torch.ones(tokens.shape[:2], dtype=torch.bool) if there is None else there.cpu()
@@ -120,7 +86,7 @@ def cache_tower_features(
                 opened: list[tuple[Any, str | None]] = []
                 for value in once[start : min(start + batch_size, here.stop)]:
                     try:
-                        opened.append((read._open(modality, value), None))
+                        opened.append((read.open(modality, value), None))
                     except (UnreadablePicture, UnreadableSound) as unreadable:
                         opened.append((None, str(unreadable)))
                 readable = [value for value, problem in opened if problem is None]
@@ -128,7 +94,8 @@ def cache_tower_features(
                 for _, problem in opened:
                     yield (next(seen), None) if problem is None else (None, problem)
 
-        sample = next(feature for feature, problem in compute(range(len(once))) if problem is None)
+        one_by_one = (pair for i in range(len(once)) for pair in compute(range(i, i + 1)))
+        sample = next(feature for feature, problem in one_by_one if problem is None)
         how = {"image": processor.image_processor, "text": processor.tokenizer, "audio": processor.feature_extractor}[
             modality
         ]

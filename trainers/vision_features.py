@@ -10,9 +10,9 @@ counts their rows.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from datasets_scripts.open_picture import UnreadablePicture, open_picture
 from modeling.towers import fingerprint
 from trainers.captioning_data import BLANK
-from trainers.feature_shards import feature_shards
+from trainers.feature_shards import each_once, feature_shards
 
 
 class VisionFeatures:
@@ -49,28 +49,10 @@ class VisionFeatures:
 
 def index_pictures(rows: Dataset) -> tuple[list[dict], list[str], list[list[int]]]:
     """The pictures that rows show, each once, undecoded; what identifies each; and for each row the indices of its own."""
-    pictures, names, indices, known = [], [], [], {}
-    for images in rows.select_columns("images")["images"]:
-        here = []
-        for picture in images:
-            name = _identity(picture)
-            if name not in known:
-                known[name] = len(pictures)
-                pictures.append(picture)
-                names.append(name)
-            here.append(known[name])
-        indices.append(here)
-    return pictures, names, indices
-
-
-def _identity(picture: dict) -> str:
-    if picture.get("bytes") is not None:
-        return sha256(picture["bytes"]).hexdigest()
-    try:
-        state = os.stat(picture["path"])
-    except OSError:
-        return f"{picture['path']} missing"
-    return f"{picture['path']} {state.st_size} {state.st_mtime_ns}"
+    images = list(rows.select_columns("images")["images"])
+    pictures, names, flat = each_once(picture for some in images for picture in some)
+    places = iter(flat)
+    return pictures, names, [list(islice(places, len(some))) for some in images]
 
 
 class _Pictures(torch.utils.data.Dataset):
