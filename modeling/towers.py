@@ -25,6 +25,9 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from transformers.utils.hub import extract_commit_hash
 
 
+ALIGNER = "aligner"  # AlignerConfig.model_type
+
+
 @dataclass
 class TowerSource:
     id: str  # on the Hub
@@ -40,18 +43,32 @@ def find_commit(tower: str, revision: str | None) -> str | None:
     return extract_commit_hash(cached_file(tower, "config.json", revision=revision), None)
 
 
+def _aligner(tower: str, revision: str | None) -> dict | None:
+    """The config of an aligner, read without its code; None if the tower is something else."""
+    told, _ = PreTrainedConfig.get_config_dict(tower, revision=revision)
+    return told if told.get("model_type") == ALIGNER else None
+
+
 def vision_config_of(tower: str, revision: str | None) -> PreTrainedConfig:
     """The vision part of any HF model's config, less SigLIP's pooling head, which has no say in patch tokens."""
-    config = AutoConfig.from_pretrained(tower, revision=revision)
-    config = getattr(config, "vision_config", config)
+    if aligned := _aligner(tower, revision):
+        config = AutoConfig.for_model(**aligned["vision_config"])
+    else:
+        config = AutoConfig.from_pretrained(tower, revision=revision)
+        config = getattr(config, "vision_config", config)
     if hasattr(config, "vision_use_head"):
         config.vision_use_head = False
     return config
 
 
 def load_vision_tower(tower: str, revision: str | None, **kwargs) -> PreTrainedModel:
-    """The vision tower of any HF vision or vision–language model. Raises OSError and ValueError, naming tower and cause."""
+    """
+    The vision tower of any HF vision or vision–language model, or of an aligner: its tower as aligned, less the projector,
+    so that what it gives is patch tokens. Raises OSError and ValueError, naming tower and cause.
+    """
     config = vision_config_of(tower, revision)
+    if _aligner(tower, revision):
+        kwargs["key_mapping"] = {r"^vision_tower\.": ""}
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # a text tower beside the vision tower is no surprise; what is missing is looked at below
     try:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import peft
 import pytest
@@ -19,14 +20,16 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from modeling import OSSightForConditionalGeneration
+from modeling import AlignerModel, OSSightForConditionalGeneration
 from modeling.modeling_ossight import nf4
-from modeling.towers import fingerprint
+from modeling.towers import fingerprint, load_vision_tower
+from processing import AlignerProcessor, OSSightProcessor
 from tests.conftest import WORDS, make_ossight, make_processor, picture
 from tests.contract import STRANGER
 from tests.loopback_hub import LoopbackHub
 
 
+TOWERS = str(Path(__file__).parents[2] / "model_cards" / "miniature_siglip")
 EYES, MOUTH = "org/eyes", "org/mouth"
 
 
@@ -239,6 +242,46 @@ def test_a_stranger_gets_a_light_folder_with_the_hub_alone(hub, tmp_path, inputs
     torch.save(asked, tmp_path / "light/expected.pt")
     environment = {**os.environ, **hub.env(), "PYTHONPATH": ""}
     subprocess.run([sys.executable, "-c", STRANGER], cwd=tmp_path / "light", check=True, env=environment)
+
+
+@pytest.fixture
+def aligned(tmp_path):
+    """An aligner whose vision tower has learned, as a folder with its processor, and that tower."""
+    model = AlignerModel.from_towers(
+        TOWERS, TOWERS, vision_features="tokens", embed_dim=8, matryoshka_dimensions=[4, 8]
+    )
+    with torch.no_grad():
+        for parameter in model.vision_tower.parameters():
+            parameter.add_(0.01)
+    model.save_pretrained(tmp_path / "aligned")
+    AlignerProcessor.from_towers(TOWERS, TOWERS).save_pretrained(tmp_path / "aligned")
+    return tmp_path / "aligned", model
+
+
+def test_an_aligners_tower_sees_as_it_was_aligned_and_not_as_it_came(aligned):
+    folder, model = aligned
+    pixels = torch.rand(2, 3, 64, 64)
+    tower = load_vision_tower(str(folder), None).eval()
+    with torch.no_grad():
+        seen = tower(pixels).last_hidden_state
+        assert_close(seen, model.eval().encode("vision", pixels)[0], rtol=0, atol=0)
+        before = load_vision_tower(TOWERS, None).eval()(pixels).last_hidden_state
+    assert (seen - before).abs().max() > 0.01
+
+
+def test_an_aligner_from_the_hub_may_be_named_as_a_tower_and_comes_back(hub, aligned, tmp_path, inputs):
+    hub.seed("org/aligned", aligned[0])
+    model = join("org/aligned")
+    model.save_pretrained(tmp_path / "light")
+    assert "model.vision_tower.embeddings.patch_embedding.weight" not in load_file(tmp_path / "light/model.safetensors")
+    back = OSSightForConditionalGeneration.from_pretrained(tmp_path / "light")
+    assert fingerprint(back.model.vision_tower) == fingerprint(model.model.vision_tower)
+
+
+def test_pictures_are_prepared_for_an_aligners_tower_as_the_aligner_was_given_them(aligned, tmp_path):
+    make_processor().tokenizer.save_pretrained(tmp_path / "words")
+    processor = OSSightProcessor.from_towers(str(aligned[0]), str(tmp_path / "words"), patch_size=16)
+    assert processor.image_processor.to_dict() == AlignerProcessor.from_pretrained(aligned[0]).image_processor.to_dict()
 
 
 def test_a_fingerprint_sees_every_bit_and_where_it_is():
