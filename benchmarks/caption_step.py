@@ -39,6 +39,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from measure import forget_peak, machine, resident
 from modeling import OSSightConfig, OSSightForConditionalGeneration
 from modeling.bridges import pixel_shuffle
 
@@ -261,12 +262,6 @@ def contender(name: str, args: argparse.Namespace, models: dict[str, nn.Module])
     return step
 
 
-def resident(what: str) -> float:
-    """MiB of this process in memory: VmRSS now, VmHWM at most."""
-    rows = Path("/proc/self/status").read_text().splitlines()
-    return next(int(row.split()[1]) / 1024 for row in rows if row.startswith(f"{what}:"))
-
-
 def memory(name: str, args: argparse.Namespace) -> dict[str, float]:
     """MiB before the steps and at most while three are made, of this process, which must be fresh."""
     step = contender(name, args, {})
@@ -274,7 +269,7 @@ def memory(name: str, args: argparse.Namespace) -> dict[str, float]:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() / 2**20
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew: building a model may have taken more
+        forget_peak()  # building a model may have taken more
         before = resident("VmRSS")
     for _ in range(3):
         step()
@@ -287,15 +282,6 @@ def memory_of(name: str) -> dict[str, float] | None:
         return None
     command = [sys.executable, __file__, *sys.argv[1:], "--memory_of", name]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
-
-
-def machine(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    cpu = Path("/proc/cpuinfo")
-    names = cpu.read_text().splitlines() if cpu.exists() else []
-    name = next((row.split(":")[1].strip() for row in names if row.startswith("model name")), platform.processor())
-    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def count(*modules: nn.Module) -> float:

@@ -23,7 +23,6 @@ Source of `published`: attentionSPIN.py of https://github.com/YUECHE77/SPIN at a
 import argparse
 import copy
 import os
-import platform
 import random
 import time
 from collections import defaultdict
@@ -31,7 +30,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from statistics import median
 from unittest import mock
 
@@ -49,6 +47,7 @@ from transformers import (
 from transformers import LlavaForConditionalGeneration as Llava
 from transformers.masking_utils import eager_mask
 
+from measure import machine
 from modeling import head_suppression
 from modeling.head_suppression import SpinConfig, spin
 
@@ -213,15 +212,6 @@ def parts(model: Llava, prompt: dict[str, Tensor], tokens: int, name: str) -> di
             stack.enter_context(mock.patch.object(head_suppression, part, timed(part, getattr(head_suppression, part))))
         list(islice(decode(model, prompt), tokens))
     return {part: 1e6 * median(seconds) for part, seconds in spent.items()}
-
-
-def machine(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    cpu = Path("/proc/cpuinfo")
-    names = cpu.read_text().splitlines() if cpu.exists() else []
-    name = next((row.split(":")[1].strip() for row in names if row.startswith("model name")), platform.processor())
-    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def main() -> None:

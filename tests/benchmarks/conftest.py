@@ -1,0 +1,7 @@
+"""Benchmarks are scripts: what stands beside them is found in their own folder."""
+
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
