@@ -18,6 +18,7 @@ class AlignerConfig(PreTrainedConfig):
     """
 
     model_type = "aligner"
+    attribute_map = {"projection_dim": "embed_dim", "hidden_size": "embed_dim"}  # what other libraries ask for
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(AutoConfig, model_type="clip_vision_model"),
         "text_config": SubConfigSpec(AutoConfig, model_type="clip_text_model"),

@@ -7,6 +7,7 @@ Unusual: sounds are optional, so their feature extractor is kept inside the proc
 brought to the tower's, several channels become one, and what no tower can hear (nothing at all, NaN) is refused by name.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,19 @@ from transformers.models.auto.feature_extraction_auto import feature_extractor_c
 
 
 AUDIO_NAMES = ("input_features", "input_values")  # what feature extractors call what they make
+SORTS = ("text", "images", "audio", "videos", "common")  # of keywords, as transformers names them
 SHORTEST = 400  # samples: a window of the usual 25 ms at 16 kHz; what is shorter gets silence after it
+
+
+class _Attributes:
+    """
+    `get_attributes` of the class: what every aligner's processor is made of, which is what loading asks; of a processor with a
+    feature extractor, that too, which is how sentence-transformers learns that it hears.
+    """
+
+    def __get__(self, processor: "AlignerProcessor | None", owner: type) -> Callable[[], list[str]]:
+        hears = getattr(processor, "feature_extractor", None) is not None
+        return lambda: ["image_processor", "tokenizer", *(["feature_extractor"] if hears else [])]
 
 
 class AlignerProcessor(ProcessorMixin):
@@ -31,11 +44,10 @@ class AlignerProcessor(ProcessorMixin):
             feature_extractor = feature_extractor_class_from_name(told["feature_extractor_type"]).from_dict(told)
         self.feature_extractor = feature_extractor
         self.pad_to_max = pad_to_max
-        super().__init__(image_processor, tokenizer, **kwargs)
+        heard = [] if feature_extractor is None else [feature_extractor]
+        super().__init__(image_processor, tokenizer, *heard, **kwargs)
 
-    @classmethod
-    def get_attributes(cls) -> list[str]:
-        return ["image_processor", "tokenizer"]
+    get_attributes = _Attributes()
 
     @classmethod
     def from_towers(
@@ -73,15 +85,21 @@ class AlignerProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """
         images: one or a list; text: a string or a list; audio: a waveform (samples,) or (samples, channels) or a list of them, at
-        `sampling_rate` (default: the tower's). Raises ValueError as `hear` does.
+        `sampling_rate` (default: the tower's). Further keywords are the tokenizer's and `return_tensors`; also as transformers
+        sorts them, `text_kwargs`, `audio_kwargs` (sampling_rate), `common_kwargs`, …. Raises ValueError as `hear` does.
         """
         out = {}
+        sorted_kwargs = {name: kwargs.pop(f"{name}_kwargs", None) or {} for name in SORTS}
+        sampling_rate = sampling_rate or sorted_kwargs["audio"].get("sampling_rate")
+        kwargs = {**sorted_kwargs["common"], **kwargs}
         if images is not None:
             out |= self.image_processor(images, return_tensors=kwargs.get("return_tensors"))
         if text is not None:
             text = [text] if isinstance(text, str) else list(text)
-            padding = "max_length" if self.pad_to_max else True
-            read = self.tokenizer(text, **{"padding": padding, "truncation": True, **kwargs})
+            told = {"padding": True, "truncation": True, **sorted_kwargs["text"], **kwargs}
+            if self.pad_to_max:
+                told["padding"] = "max_length"
+            read = self.tokenizer(text, **told)
             out["input_ids"] = read["input_ids"]
             if not self.pad_to_max:
                 out["attention_mask"] = read["attention_mask"]

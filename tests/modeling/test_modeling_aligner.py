@@ -366,6 +366,47 @@ def test_the_saved_folder_stands_alone(tmp_path):
     subprocess.run([sys.executable, "-c", STRANGER], cwd=tmp_path, check=True, env=environment)
 
 
+SENTENCES = """
+import numpy as np, torch
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+expected = torch.load("expected.pt", weights_only=True)
+images = [Image.fromarray(image.permute(1, 2, 0).numpy().astype("uint8")) for image in expected["images"]]
+given = {"text": expected["text"], "image": images, "audio": [{"array": expected["audio"].numpy(), "sampling_rate": 16000}]}
+for dim in (None, 16):
+    model = SentenceTransformer(".", trust_remote_code=True, truncate_dim=dim, device="cpu")
+    assert model.get_embedding_dimension() == (dim or 32), model.get_embedding_dimension()
+    for name, value in given.items():
+        wanted = torch.nn.functional.normalize(expected[f"{name}_embeds"][:, :dim], dim=-1)
+        found = torch.from_numpy(model.encode(value, normalize_embeddings=True))
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+"""
+
+
+def test_the_saved_folder_is_a_sentence_transformer(tmp_path):
+    pytest.importorskip("sentence_transformers")
+    model, processor = make_aligner("siglip", "bert", "ast"), make_aligner_processor()
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    text, images, sound = ["what colour is it"], [picture(3)], np.sin(np.arange(4000) / 7).astype(np.float32)
+    out = model(**processor(text=text, images=images, audio=[sound], return_tensors="pt"))
+    told = {"text": text, "images": picture_list(images), "audio": torch.from_numpy(sound)}
+    torch.save(told | {k: v.detach() for k, v in out.items()}, tmp_path / "expected.pt")
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "empty"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    subprocess.run([sys.executable, "-c", SENTENCES], cwd=tmp_path, check=True, env=environment)
+
+
+def test_keywords_reach_the_tokenizer_sorted_as_transformers_sorts_them():
+    processor = make_aligner_processor()
+    sorted_kwargs = {"text_kwargs": {"truncation": True, "max_length": 2}, "common_kwargs": {"return_tensors": "pt"}}
+    assert processor(text=["red blue green"], **sorted_kwargs)["input_ids"].shape == (1, 2)
+    wave = np.sin(np.arange(8000) / 7).astype(np.float32)
+    at_8k = processor(audio=[wave], audio_kwargs={"sampling_rate": 8000}, common_kwargs={"return_tensors": "pt"})
+    assert_close(
+        at_8k["audio_values"], processor(audio=[wave], sampling_rate=8000, return_tensors="pt")["audio_values"]
+    )
+
+
 def test_pretrained_towers_keep_their_weights(tmp_path):
     from transformers import CLIPConfig, CLIPModel
 
