@@ -100,18 +100,13 @@ def report(path: str, what: str, names: list[str]) -> None:
 
 
 @dataclass
-class FolderConfig(datasets.BuilderConfig):
-    """Config of a builder that reads `data_dir`. Raises ValueError without one, and for `rows` that are not in ROWS."""
-
-    rows: str = "caption"
-    prompt: str = PROMPT
+class DataDirConfig(datasets.BuilderConfig):
+    """Config of a builder that reads `data_dir`. Raises ValueError without one."""
 
     def __post_init__(self):
         super().__post_init__()
-        if self.rows not in ROWS:
-            raise ValueError(f"rows must be one of {', '.join(ROWS)}; got {self.rows!r}")
         if not self.data_dir:
-            raise ValueError("say where the pictures are: data_dir=...")
+            raise ValueError("say where the files are: data_dir=...")
         # absolute: paths are kept in Arrow, which is read from other working directories
         self.data_dir = os.path.abspath(os.path.expanduser(self.data_dir))
 
@@ -124,8 +119,21 @@ class FolderConfig(datasets.BuilderConfig):
         return super().create_config_id({**config_kwargs, **vars(self), "sources": repr(states)}, custom_features)
 
 
+@dataclass
+class FolderConfig(DataDirConfig):
+    """Of a builder of captioning rows. Raises ValueError for `rows` that are not in ROWS."""
+
+    rows: str = "caption"
+    prompt: str = PROMPT
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.rows not in ROWS:
+            raise ValueError(f"rows must be one of {', '.join(ROWS)}; got {self.rows!r}")
+
+
 class FolderBuilder(datasets.GeneratorBasedBuilder):
-    """Its config is a FolderConfig. What is wrong with the folder is a ValueError, prepared as well as streamed."""
+    """Its config is a DataDirConfig. What is wrong with the folder is a ValueError, prepared as well as streamed."""
 
     def download_and_prepare(self, *args, **kwargs) -> None:
         try:

@@ -13,10 +13,11 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import datasets
 
-from datasets_scripts.canonical import SOUND, held_out, listing
+from datasets_scripts.canonical import SOUND, DataDirConfig, FolderBuilder, held_out, listing
 from datasets_scripts.scene_language import with_article
 
 
@@ -33,7 +34,7 @@ def words_of(folder: str) -> str:
 
 
 @dataclass
-class ClassFoldersConfig(datasets.BuilderConfig):
+class ClassFoldersConfig(DataDirConfig):
     """
     template: a caption, with {name} for the class in words and {a_name} for it with its article. test_fraction and
     validation_fraction: of each class, where no folder train/ says otherwise. Raises ValueError for fractions that leave nothing
@@ -46,9 +47,6 @@ class ClassFoldersConfig(datasets.BuilderConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.data_dir:
-            raise ValueError("say where the classes' folders are: data_dir=...")
-        self.data_dir = os.path.abspath(os.path.expanduser(self.data_dir))
         if min(self.test_fraction, self.validation_fraction) < 0 or self.test_fraction + self.validation_fraction >= 1:
             raise ValueError(
                 f"test_fraction={self.test_fraction} and validation_fraction={self.validation_fraction} must be at least 0 and "
@@ -61,6 +59,7 @@ class ClassFoldersConfig(datasets.BuilderConfig):
         words = words_of(folder)
         return self.template.format(name=words, a_name=with_article(words))
 
+    @cached_property
     def files(self) -> dict[str, list[tuple[str, str]]]:
         """
         Split -> (class folder's name, path) of each file, in the order of their names. Raises ValueError where there are no
@@ -85,9 +84,8 @@ class ClassFoldersConfig(datasets.BuilderConfig):
             held["train"] += [(name, path) for path in left.values()]
         return {split: sorted(files) for split, files in held.items() if files}
 
-    def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
-        states = [(path, os.stat(path).st_size) for files in self.files().values() for _, path in files]
-        return super().create_config_id({**config_kwargs, **vars(self), "sources": repr(states)}, custom_features)
+    def sources(self) -> list[str]:
+        return [path for files in self.files.values() for _, path in files]
 
 
 def _folders(path: str) -> list[str]:
@@ -111,20 +109,19 @@ def _classified(path: str) -> list[tuple[str, str]]:
     return found
 
 
-class ClassFolders(datasets.GeneratorBasedBuilder):
+class ClassFolders(FolderBuilder):
     BUILDER_CONFIG_CLASS = ClassFoldersConfig
 
     def _info(self) -> datasets.DatasetInfo:
-        self._files = self.config.files()
-        sounds = next(iter(self._files.values()))[0][1].lower().endswith(SOUNDS)
+        sounds = next(iter(self.config.files.values()))[0][1].lower().endswith(SOUNDS)
         self._column = "audio" if sounds else "image"
         kind = SOUND if sounds else datasets.Image()
         columns = {self._column: kind, "text": datasets.Value("string"), "label": datasets.Value("string")}
         return datasets.DatasetInfo(description=__doc__, features=datasets.Features(columns))
 
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
-        return [datasets.SplitGenerator(split, gen_kwargs={"split": split}) for split in self._files]
+        return [datasets.SplitGenerator(split, gen_kwargs={"split": split}) for split in self.config.files]
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
-        for name, path in self._files[split]:
+        for name, path in self.config.files[split]:
             yield path, {self._column: {"path": path, "bytes": None}, "text": self.config.caption(name), "label": name}
