@@ -9,10 +9,9 @@ error. A killed run goes on where its newest sealed checkpoint stands: run the s
 --resume_from_checkpoint true.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import ASTFeatureExtractor, AutoModel, AutoProcessor, ViTImageProcessor, set_seed
@@ -27,7 +26,7 @@ from trainers.contrastive_config import ContrastiveConfig
 from trainers.contrastive_data import PARTS
 from trainers.contrastive_trainer import ContrastiveTrainer
 from trainers.retrieval_evaluation import evaluate_retrieval
-from trainers.run_folder import read_settings, trained_with, write_jsonl, write_text
+from trainers.run_folder import read_settings, write_jsonl, write_recipe
 from trainers.tower_features import cache_tower_features
 
 
@@ -134,9 +133,7 @@ def main(recipe: Recipe, args: ContrastiveConfig) -> None:
     if trainer.is_world_process_zero():
         folder = Path(args.output_dir)
         write_jsonl(folder / "train_log.jsonl", trainer.state.log_history)
-        settings = {k: v for k, v in asdict(recipe).items() if v not in (None, {})}
-        head = "# accelerate launch recipes/align.py --config recipe.yaml\n"
-        write_text(folder / "recipe.yaml", head + yaml.safe_dump({**settings, **trained_with(args)}, sort_keys=False))
+        write_recipe(folder, "align.py", recipe, args)
         test = validation
         if recipe.test_split:
             test = load_rows(recipe.dataset, recipe.test_split, **options | recipe.test_options)

@@ -9,10 +9,9 @@ error. A killed run goes on where its newest sealed checkpoint stands: run the s
 --resume_from_checkpoint true. Rows that cannot be used are skipped, counted and named in skipped.jsonl; --strict true stops at one.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
@@ -34,7 +33,7 @@ from processing.caption_tokenizer import IMAGE, import_vocabulary, prepare_token
 from trainers.captioning_config import CaptioningConfig
 from trainers.captioning_evaluation import evaluate_captions, report
 from trainers.captioning_trainer import CaptioningTrainer
-from trainers.run_folder import read_settings, trained_with, write_text
+from trainers.run_folder import read_settings, write_recipe
 from trainers.streaming import first_rows
 from trainers.vision_features import cache_vision_features
 
@@ -182,9 +181,7 @@ def main(recipe: Recipe, args: CaptioningConfig) -> None:
     trainer.save_model()
     if trainer.is_world_process_zero():
         folder = Path(args.output_dir)
-        settings = {k: v for k, v in asdict(recipe).items() if v not in (None, {})}
-        head = "# accelerate launch recipes/caption.py --config recipe.yaml\n"
-        write_text(folder / "recipe.yaml", head + yaml.safe_dump({**settings, **trained_with(args)}, sort_keys=False))
+        write_recipe(folder, "caption.py", recipe, args)
         test = validation
         if recipe.test_split:
             test = load_rows(recipe.dataset, recipe.test_split, rows="image", **options)

@@ -5,8 +5,11 @@ What a run leaves behind, written so that a kill at any moment leaves the old fi
 import json
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 
 def write_whole(path: str | Path, write: Callable[[Path], Any]) -> None:
@@ -55,3 +58,10 @@ def trained_with(args: Any) -> dict:
     machine = {"use_cpu", "bf16", "fp16", "logging_dir", "local_rank", "resume_from_checkpoint", "disable_tqdm"}
     changed = {k: v for k, v in args.to_dict().items() if v != default.get(k) and k not in machine}
     return changed | {"output_dir": args.output_dir}
+
+
+def write_recipe(folder: Path, script: str, recipe: Any, args: Any) -> None:
+    """recipe.yaml: what `script` was told, so that it can be told the same again. recipe: a dataclass; args: training arguments."""
+    settings = {name: value for name, value in asdict(recipe).items() if value not in (None, {})}
+    head = f"# accelerate launch recipes/{script} --config recipe.yaml\n"
+    write_text(folder / "recipe.yaml", head + yaml.safe_dump({**settings, **trained_with(args)}, sort_keys=False))
