@@ -5,7 +5,7 @@ Publish a run's folder on the Hub, and believe it only after a stranger has load
 
 Unusual: one commit holds weights, code, processor and card, so no revision is half a model (`upload_folder` may make
 several), and removes what an earlier one left there. The last step is the stranger's: an interpreter that cannot import
-this repository loads that very commit into an empty cache and has to arrive at the logits of the local folder.
+this repository loads that very commit into an empty cache and has to arrive at the logits (or embeddings) of the local folder.
 """
 
 import ast
@@ -19,7 +19,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from transformers import HfArgumentParser
 from transformers.dynamic_module_utils import get_relative_imports
 
-from trainers.model_card import write_card
+from trainers.model_card import auto_class_of, write_card
 from trainers.stranger import OURS, ask, ask_as_a_stranger, compare
 
 
@@ -30,11 +30,11 @@ TRAVELS = (  # top level only: checkpoint-*/ and caches stay at home
 )
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 SNIPPET = """
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import {auto_class}, AutoProcessor
 
 repo_id, revision = "{repo_id}", "{revision}"
 processor = AutoProcessor.from_pretrained(repo_id, revision=revision, trust_remote_code=True)
-model = AutoModelForImageTextToText.from_pretrained(repo_id, revision=revision, trust_remote_code=True)
+model = {auto_class}.from_pretrained(repo_id, revision=revision, trust_remote_code=True)
 """
 
 
@@ -54,7 +54,7 @@ def main(recipe: Recipe) -> str:
 
     Raises:
         ValueError: the folder or the repository cannot be published as asked; nothing has been uploaded.
-        RuntimeError: the gate is shut: the commit is on the Hub, but it does not give the logits of the folder.
+        RuntimeError: the gate is shut: the commit is on the Hub, but it does not give what the folder gives.
     """
     folder, repo_id, api = Path(recipe.model), recipe.repo_id, HfApi()
 
@@ -83,8 +83,9 @@ def main(recipe: Recipe) -> str:
     # 4. The gate: a stranger loads this commit and has to get the same logits.
     if recipe.gate:
         compare(local, ask_as_a_stranger(repo_id, revision), f"{repo_id}@{revision}")
-        print("Gate: a fresh interpreter without this repository gets the logits of the local folder.")
-    print(f"{api.endpoint}/{repo_id}/tree/{revision}\n{SNIPPET.format(repo_id=repo_id, revision=revision)}")
+        print("Gate: a fresh interpreter without this repository gets what the local folder gives.")
+    snippet = SNIPPET.format(repo_id=repo_id, revision=revision, auto_class=auto_class_of(folder))
+    print(f"{api.endpoint}/{repo_id}/tree/{revision}\n{snippet}")
     return revision
 
 
@@ -135,7 +136,7 @@ def check_code(folder: Path) -> None:
     mapped = {}
     for path in folder.glob("*.json"):
         json.loads(path.read_text(), object_hook=lambda part: mapped.update(part.get("auto_map", {})) or part)
-    for auto_class in ("AutoConfig", "AutoModelForImageTextToText", "AutoProcessor"):
+    for auto_class in ("AutoConfig", auto_class_of(folder), "AutoProcessor"):
         if auto_class not in mapped:
             raise ValueError(
                 f"{folder}: no auto_map names {auto_class}; call register_for_auto_class, then save again."

@@ -1,7 +1,7 @@
 """
 The card of a run's folder, written from the files in it and from nothing else.
 
-    config.json  recipe.yaml  metrics.json  contact_sheet.png   ->   README.md   (by model_cards/template.md)
+    config.json  recipe.yaml  metrics.json  contact_sheet.png   ->   README.md   (by model_cards/template*.md)
 
 Unusual: figures are copied, never rounded, and without metrics.json the card says "Not evaluated".
 """
@@ -18,7 +18,11 @@ from .run_folder import write_text
 
 
 ROOT = Path(__file__).parents[1]
-TASK = "image-text-to-text"
+WRITES, EMBEDS = "AutoModelForImageTextToText", "AutoModel"
+KINDS = {  # Auto class -> task, template
+    WRITES: ("image-text-to-text", "template.md"),
+    EMBEDS: ("feature-extraction", "template_embeddings.md"),
+}
 TOLD = (  # settings worth reading on the card; recipe.yaml holds the others
     "model",
     "vision_model",
@@ -48,6 +52,8 @@ def write_card(folder: Path, repo_id: str | None = None, licence: str = "apache-
         ValueError: a figure in `metrics.json` lacks its value, `ci95` or `n`, or the figures lack their protocol.
     """
     config = json.loads((folder / "config.json").read_text())
+    kind = auto_class_of(folder)
+    task, template = KINDS[kind]
     recipe_text = (folder / "recipe.yaml").read_text() if (folder / "recipe.yaml").exists() else ""
     recipe = yaml.safe_load(recipe_text) or {}
     results, protocol = read_metrics(folder / "metrics.json")
@@ -60,7 +66,8 @@ def write_card(folder: Path, repo_id: str | None = None, licence: str = "apache-
         }
         for role, key, tower in (
             ("vision tower", "vision_model", config.get("vision_config")),
-            ("language model", "text_model", config.get("text_config")),
+            ("language model" if kind == WRITES else "text tower", "text_model", config.get("text_config")),
+            ("audio tower", "audio_model", config.get("audio_config")),
         )
         if tower
     ]
@@ -70,15 +77,15 @@ def write_card(folder: Path, repo_id: str | None = None, licence: str = "apache-
     title = (repo_id or folder.resolve().name).split("/")[-1]
     card_data = ModelCardData(
         license=licence,
-        library_name="transformers",
-        pipeline_tag=TASK,
-        tags=["sightline", "custom_code", "vision-language"],
+        library_name="transformers" if kind == WRITES else "sentence-transformers",
+        pipeline_tag=task,
+        tags=["sightline", "custom_code", "vision-language" if kind == WRITES else "matryoshka"],
         base_model=[name for name in (recipe.get("model"), *names) if is_hub_id(name)] or None,
         datasets=[name for name in data[:1] if is_hub_id(name)] or None,
         model_name=title if results else None,
         eval_results=[
             EvalResult(
-                task_type=TASK,
+                task_type=task,
                 dataset_type=protocol["dataset"],
                 dataset_name=protocol["dataset"],
                 dataset_split=protocol["split"],
@@ -93,7 +100,7 @@ def write_card(folder: Path, repo_id: str | None = None, licence: str = "apache-
     )
     card = ModelCard.from_template(
         card_data,
-        template_path=str(ROOT / "model_cards" / "template.md"),
+        template_path=str(ROOT / "model_cards" / template),
         title=title,
         architecture=config["architectures"][0],
         towers=towers,
@@ -107,12 +114,21 @@ def write_card(folder: Path, repo_id: str | None = None, licence: str = "apache-
         repo_id=repo_id,
         command=first_line[1:].strip()
         if first_line.startswith("# accelerate launch")
-        else "accelerate launch recipes/caption.py --config recipe.yaml",
+        else f"accelerate launch recipes/{'caption' if kind == WRITES else 'align'}.py --config recipe.yaml",
         model_type=config["model_type"],
+        dims=config.get("matryoshka_dimensions"),
+        sound=config.get("audio_config") is not None,
         licence=licence,
     )
     write_text(folder / "README.md", f"{card}\n")
     return folder / "README.md"
+
+
+def auto_class_of(folder: Path) -> str:
+    """The Auto class that loads this folder: of models that write, or of those that embed."""
+    mapped = json.loads((folder / "config.json").read_text()).get("auto_map", {})
+    writes = mapped.get(EMBEDS, WRITES).endswith(("ForConditionalGeneration", WRITES))  # a generator stands under both
+    return WRITES if writes else EMBEDS
 
 
 def read_metrics(path: Path) -> tuple[list[dict], dict]:

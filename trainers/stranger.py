@@ -21,17 +21,28 @@ OURS = sorted({path.parent.name for path in ROOT.glob("*/*.py")})  # what a stra
 
 def ask(source: str, revision: str = "main") -> dict[str, torch.Tensor]:
     """
-    What a model reads and answers when it is asked a fixed question about a fixed image.
+    What a model reads and answers when it is asked a fixed question about a fixed image; of a model that embeds, its embeddings.
 
     A stranger runs this very text, so it imports what it uses; only torch has to be there already.
     """
     from PIL import Image
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
     processor = AutoProcessor.from_pretrained(source, revision=revision, trust_remote_code=True)
-    model = AutoModelForImageTextToText.from_pretrained(source, revision=revision, trust_remote_code=True)
+    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=True)
     shades = [Image.linear_gradient("L"), Image.radial_gradient("L"), Image.linear_gradient("L").rotate(90)]
-    content = [{"type": "image", "image": Image.merge("RGB", shades)}, {"type": "text", "text": "What is this?"}]
+    image, question = Image.merge("RGB", shades), "What is this?"
+    if "AutoModelForImageTextToText" not in getattr(config, "auto_map", {"AutoModelForImageTextToText": None}):
+        model = AutoModel.from_pretrained(source, revision=revision, trust_remote_code=True)
+        given = {"images": [image], "text": [question]}
+        if getattr(config, "audio_config", None) is not None:
+            given["audio"] = [torch.linspace(0, 900, 16_000).sin().numpy()]
+        inputs = processor(**given, return_tensors="pt").to(model.device)
+        with torch.inference_mode():
+            out = model(**inputs)
+        return {"input_ids": inputs["input_ids"].cpu(), **{name: some.cpu().clone() for name, some in out.items()}}
+    model = AutoModelForImageTextToText.from_pretrained(source, revision=revision, trust_remote_code=True)
+    content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
         add_generation_prompt=True,
@@ -63,7 +74,7 @@ def ask_as_a_stranger(repo_id: str, revision: str) -> dict[str, torch.Tensor]:
 
 def compare(local: dict[str, torch.Tensor], published: dict[str, torch.Tensor], name: str) -> None:
     """Raises RuntimeError, naming the commit and the largest difference. The tolerance is torch's own for the dtype."""
-    for key in ("input_ids", "logits"):
+    for key in local:
         try:
             torch.testing.assert_close(published[key], local[key])
         except AssertionError as difference:

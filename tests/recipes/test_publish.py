@@ -35,6 +35,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from tests.loopback_hub import LoopbackHub
+from tests.modeling.test_modeling_aligner import make_aligner, make_aligner_processor
 from trainers.model_card import write_card
 from trainers.stranger import ask
 
@@ -218,6 +219,29 @@ def test_the_snippets_of_card_and_command_run_as_pasted(hub, published, tmp_path
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "generated_text" in run.stdout.splitlines()[-1]
+
+
+def test_an_aligner_is_published_with_a_card_whose_snippets_run_and_a_gate_of_embeddings(
+    hub, publish, tmp_path, capsys
+):
+    pytest.importorskip("sentence_transformers")
+    folder = tmp_path / "aligned"
+    model, processor = make_aligner("siglip", "bert", "ast"), make_aligner_processor()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    found = {"text_to_image_r1": METRICS["scene_f1"], "text_to_image_r1@8": METRICS["scene_f1"]}
+    (folder / "metrics.json").write_text(json.dumps({**found, "protocol": METRICS["protocol"]}))
+    revision = publish.main(publish.Recipe(str(folder), "org/aligned"))
+    assert {"image_embeds", "text_embeds", "audio_embeds", "input_ids"} == set(ask(str(folder)))
+    card = ModelCard.load(hf_hub_download("org/aligned", "README.md", revision=revision))
+    assert card.data.pipeline_tag == "feature-extraction" and card.data.library_name == "sentence-transformers"
+    assert "Pictures, texts and sounds" in card.text and "text_to_image_r1@8" in card.text
+    snippet = capsys.readouterr().out.partition("from transformers import")[2]
+    code = "\n".join(re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)) + f"\nfrom transformers import{snippet}"
+    environment = os.environ | hub.env() | {"HF_HOME": str(tmp_path / "empty")}
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.count("tensor(") == 2
 
 
 def test_the_gate_shuts_when_the_hub_serves_other_weights(hub, publish, folder, monkeypatch):
