@@ -47,6 +47,9 @@ class Arguments:
     metrics: list[str] | None = field(  # folders under metrics/; default: bleu, rouge_l, cider and, of scenes, scene_f1
         default=None, metadata={"nargs": "+"}
     )
+    dims: list[int] | None = field(  # for retrieval: how many of an embedding's first numbers; default: the model's own
+        default=None, metadata={"nargs": "+"}
+    )
     synonyms: str | None = None  # for chair: the official synonyms.txt, in place of this project's own words
     batch_size: int = 50
     max_new_tokens: int = 64
@@ -105,7 +108,7 @@ def main(args: Arguments) -> None:
     # 3. Captions and answers, and what they are worth.
     protocol = {"dataset": args.dataset, "split": args.split, "model": args.model, "revision": exact}
     if looks_up:
-        figures = evaluate_retrieval(model, processor, rows, Path(args.output), protocol, args.batch_size)
+        figures = evaluate_retrieval(model, processor, rows, Path(args.output), protocol, args.batch_size, args.dims)
         print(f"\n{report(figures)}\n\nscores and what they are of: {args.output}")
         return
     if args.spin is not None:

@@ -102,14 +102,21 @@ def retrieval_figures(embedded: Embedded, dims: list[int], n_bootstrap: int = 10
 
 
 def evaluate_retrieval(
-    model: Any, processor: Any, rows: Dataset, folder: Path, protocol: dict, batch_size: int = 250
+    model: Any,
+    processor: Any,
+    rows: Dataset,
+    folder: Path,
+    protocol: dict,
+    batch_size: int = 250,
+    dims: list[int] | None = None,
 ) -> dict[str, dict]:
     """
-    Figures of every direction and Matryoshka dimension, written to `folder`/metrics.json with what decides them. Of rows with a
-    `label`, whose text says no more than it, `zero_shot_accuracy`: how often a picture's or sound's nearest text is its class's.
+    Figures of every direction and of `dims` (default: the model's Matryoshka dimensions), written to `folder`/metrics.json with
+    what decides them. Of rows with a `label`, whose text says no more than it, `zero_shot_accuracy`: how often a picture's or
+    sound's nearest text is its class's. Raises ValueError for dims that the embeddings have not.
     """
     embedded = embed_rows(model, processor, rows, batch_size)
-    figures = retrieval_figures(embedded, model.config.matryoshka_dimensions)
+    figures = retrieval_figures(embedded, dims or model.config.matryoshka_dimensions)
     if "label" in rows.column_names:
         modality = "image" if "image" in embedded.items else "audio"
         r1 = f"{modality}_to_text_r1"  # and with "@dim", but no "r10"

@@ -57,9 +57,14 @@ def test_the_shipped_recipe_leaves_a_folder_that_is_scored_again(recipe, tmp_pat
     assert figures["protocol"]["gallery"] == {"image": 20, "text": 20}
     command = [sys.executable, ROOT / "recipes/evaluate.py", "--model", "out", "--dataset", "scenes", "--split", "test"]
     options = json.dumps({"num_eval": 20, "num_train": 40, "distinct": True, "wording": 4})
-    run(*command, "--dataset_options", options, "--metrics", "retrieval", "--output", "again", cwd=tmp_path)
+    command += ["--dataset_options", options, "--metrics", "retrieval"]
+    run(*command, "--output", "again", cwd=tmp_path)
     again = json.loads((tmp_path / "again/metrics.json").read_text())
     assert {k: v for k, v in again.items() if k != "protocol"} == {k: v for k, v in figures.items() if k != "protocol"}
+    run(*command, "--dims", 8, 32, "--output", "other", cwd=tmp_path)
+    other = json.loads((tmp_path / "other/metrics.json").read_text())
+    assert other["text_to_image_r1"] == figures["text_to_image_r1"]
+    assert {name.partition("@")[2] for name in other} == {"", "8", "32"}
     told = yaml.safe_load((tmp_path / "out/recipe.yaml").read_text())
     assert told["model_config"]["embed_dim"] == 64 and told["per_device_train_batch_size"] == 10
 
