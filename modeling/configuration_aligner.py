@@ -4,7 +4,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 
-FEATURES = ("pooled", "tokens")
+FEATURES = ("pooled", "mean", "tokens")
 PROJECTORS = ("mlp", "perceiver")
 LOSSES = ("infonce", "sigmoid")
 
@@ -13,7 +13,8 @@ class AlignerConfig(PreTrainedConfig):
     """
     The defaults are CLIP ViT-B/32's two towers, without sound.
 
-    vision_features, text_features, audio_features: what of a tower is projected: its pooled vector, or all its tokens.
+    vision_features, text_features, audio_features: what of a tower is projected: its own pooled vector (or the mean, where
+    it has none), the mean of its tokens (as sentence-transformers' encoders pool), or all its tokens.
     `is_matryoshka` and `matryoshka_dimensions` are read by vLLM. Raises ValueError for settings that contradict one another.
     """
 

@@ -144,7 +144,7 @@ def width_of(tower: PreTrainedModel) -> int:
 def tower_tokens(outputs: ModelOutput, mask: Tensor | None, features: str) -> tuple[Tensor, Tensor | None]:
     """
     What a tower gave -> tokens (n, t, d) and which of them are there (n, t) bool. features "pooled": one token, the tower's own
-    pooled vector or, where it has none, the mean of its tokens.
+    pooled vector or, where it has none, the mean of its tokens; "mean": the mean.
     """
     tokens = outputs.last_hidden_state
     if tokens.ndim == 4:  # a map (n, d, rows, columns)
@@ -153,7 +153,7 @@ def tower_tokens(outputs: ModelOutput, mask: Tensor | None, features: str) -> tu
         mask = None  # of samples or frames that the tower has drawn together
     if features == "tokens":
         return tokens, None if mask is None else mask.bool()
-    if (pooled := getattr(outputs, "pooler_output", None)) is not None:
+    if features == "pooled" and (pooled := getattr(outputs, "pooler_output", None)) is not None:
         return pooled.unsqueeze(1), None
     weights = torch.ones_like(tokens[..., 0]) if mask is None else mask.to(tokens.dtype)
     return (weights.unsqueeze(-1) * tokens).sum(1, keepdim=True) / weights.sum(1)[:, None, None].clamp(min=1), None
@@ -192,7 +192,11 @@ class AlignerModel(AlignerPreTrainedModel):
         """
         named = {"vision": (vision_model, vision_revision), "text": (text_model, text_revision)}
         named["audio"] = audio_model, audio_revision
-        towers = {part: load_encoder(part, *source, dtype=torch.float32) for part, source in named.items() if source[0]}
+        towers = {}
+        for part, source in named.items():
+            if source[0]:
+                pools = config.get(f"{part}_features", "pooled") == "pooled"
+                towers[part] = load_encoder(part, *source, pools=pools, dtype=torch.float32)
         model = cls(AlignerConfig(**{f"{part}_config": tower.config for part, tower in towers.items()}, **config))
         for part, tower in towers.items():
             setattr(model, f"{part}_tower", tower)

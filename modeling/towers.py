@@ -106,10 +106,11 @@ def encoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     return found
 
 
-def load_encoder(part: str, tower: str, revision: str | None, **kwargs) -> PreTrainedModel:
+def load_encoder(part: str, tower: str, revision: str | None, pools: bool = True, **kwargs) -> PreTrainedModel:
     """
     The "vision", "text" or "audio" tower of any HF model that is one or has one, with what pools its tokens; of an
-    encoder–decoder, the encoder. Raises OSError and ValueError, naming tower and cause.
+    encoder–decoder, the encoder. pools: what pools is used, and must have been trained. Raises OSError and ValueError, naming tower
+    and cause.
     """
     config = AutoConfig.from_pretrained(tower, revision=revision)
     config = getattr(config, f"{part}_config", config)
@@ -122,6 +123,11 @@ def load_encoder(part: str, tower: str, revision: str | None, **kwargs) -> PreTr
     finally:
         logging.set_verbosity(verbosity)
     _must_be_whole(tower, info)
+    if pools and any("pooler" in key for key in info["missing_keys"]):
+        raise ValueError(
+            f"{tower} was saved without what pools its tokens, which would be random; project their mean "
+            f"({part}_features: mean) or all of them ({part}_features: tokens)"
+        )
     return model.get_encoder() if getattr(config, "is_encoder_decoder", False) else model
 
 

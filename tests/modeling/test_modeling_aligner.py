@@ -91,7 +91,7 @@ TOWERS = [("siglip", "bert", "ast"), ("clip", "clip", None), ("dinov2", "siglip"
 
 
 @pytest.mark.parametrize("projector", ["mlp", "perceiver"])
-@pytest.mark.parametrize("features", ["pooled", "tokens"])
+@pytest.mark.parametrize("features", ["pooled", "mean", "tokens"])
 @pytest.mark.parametrize("towers", TOWERS)
 def test_any_towers_give_embeddings_at_unit_length_and_a_batch_equals_its_rows(towers, features, projector, inputs):
     kind = dict.fromkeys(("vision_features", "text_features", "audio_features"), features)
@@ -423,12 +423,30 @@ def test_pretrained_towers_keep_their_weights(tmp_path):
         model.get_audio_features(torch.zeros(1, 3))
 
 
+def test_an_encoder_saved_without_its_pooler_is_read_by_its_tokens_mean(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    settings = {key: value for key, value in TEXT["bert"].items() if key != "model_type"}
+    bert = BertModel(BertConfig(**settings), add_pooling_layer=False).eval()
+    bert.save_pretrained(tmp_path)
+    sizes = {"vision_config": VISION["vit"], "embed_dim": 32, "projector_dim": 16, "num_attention_heads": 2}
+    with pytest.raises(ValueError, match="saved without what pools its tokens.*text_features: mean"):
+        AlignerModel.from_towers(text_model=str(tmp_path), **sizes)
+    model = AlignerModel.from_towers(text_model=str(tmp_path), text_features="mean", **sizes).eval()
+    ids, mask = torch.tensor([[5, 6, 7], [7, 1, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    with torch.no_grad():
+        tokens = bert(ids, attention_mask=mask).last_hidden_state
+        pooled, there = model.encode("text", ids, mask)
+    assert there is None and pooled.shape == (2, 1, 32)
+    assert_close(pooled[:, 0], torch.stack([tokens[0].mean(0), tokens[1, :2].mean(0)]))
+
+
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
         ({"projector": "conv"}, "projector must be one of mlp, perceiver; got 'conv'"),
         ({"loss": "triplet"}, "loss must be one of infonce, sigmoid"),
-        ({"text_features": "all"}, "text_features must be one of pooled, tokens"),
+        ({"text_features": "all"}, "text_features must be one of pooled, mean, tokens"),
         ({"matryoshka_dimensions": [8, 16]}, "must ascend to embed_dim=32"),
         ({"matryoshka_dimensions": [16, 8, 32]}, "must ascend to embed_dim=32"),
         ({"num_attention_heads": 3}, "num_attention_heads=3 does not divide projector_dim=16"),
