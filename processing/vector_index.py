@@ -43,6 +43,19 @@ def _truncating(width: int, dim: int, quantize: str) -> faiss.Index:
     return index
 
 
+def _learn_range(index: faiss.Index, vectors: np.ndarray) -> None:
+    """
+    How far the numbers of an int8 index reach: half as far again as those of `vectors`, and at least six times as far as those of
+    vectors at unit length do on the average. What is added later may lie elsewhere: sounds after pictures.
+    """
+    inner = faiss.downcast_index(index.index)
+    if not inner.is_trained:
+        some = vectors[:, : inner.d] / np.linalg.norm(vectors[:, : inner.d], axis=1, keepdims=True).clip(1e-12)
+        reach = np.maximum(1.5 * np.abs(some).max(0), 6 / np.sqrt(inner.d)).clip(max=1).astype(np.float32)
+        inner.train(np.stack([-reach, reach]))
+    index.is_trained = True
+
+
 class VectorIndex:
     """
     model: fingerprint of the model whose embeddings these are. dim: how many of their numbers are kept; quantize: "none", "int8",
@@ -74,8 +87,8 @@ class VectorIndex:
 
     def add(self, embeddings: np.ndarray, names: list[str]) -> None:
         """
-        embeddings (n, width), of which the first `dim` numbers are kept; a name for each. What is kept as int8 learns its range
-        from what is added first. Raises ValueError for too few numbers, other than finite ones, and another number of names.
+        embeddings (n, width), of which the first `dim` numbers are kept; a name for each. Raises ValueError for too few numbers,
+        other than finite ones, and another number of names.
         """
         vectors = self._first(embeddings)
         if len(names) != len(vectors):
@@ -85,7 +98,9 @@ class VectorIndex:
         if not len(vectors):
             return
         if not self._index.is_trained:
-            self._index.train(vectors)
+            for part in self._parts:
+                _learn_range(part, vectors)
+            self._index.is_trained = True
         self._index.add(vectors)
         self.names += names
 

@@ -60,6 +60,17 @@ def test_quantised_vectors_find_nearly_the_same_in_less_memory(quantize, least, 
     assert index.bytes_a_vector() == bytes_
 
 
+def test_what_is_added_later_may_lie_elsewhere_than_what_came_first():
+    """As sounds lie elsewhere than pictures: a range learned from the first alone would clip the others."""
+    near = np.eye(32, dtype=np.float32)[0] + 0.05 * vectors(100)
+    elsewhere = np.eye(32, dtype=np.float32)[1] + 0.05 * vectors(100, seed=1)
+    index = VectorIndex("m", 32, "int8")
+    index.add(near, names(100))
+    index.add(elsewhere, [f"later {i}" for i in range(100)])
+    for found in index.search(elsewhere, 1):
+        assert found[0][0].startswith("later") and found[0][1] > 0.99
+
+
 @pytest.mark.parametrize("quantize", ["none", "int8", "binary"])
 @pytest.mark.parametrize("short_dim", [None, 8])
 def test_it_is_kept_and_added_to(tmp_path, quantize, short_dim):

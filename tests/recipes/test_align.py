@@ -6,10 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
+
+from datasets_scripts.picture_links import Links
+from tests.loopback_hub import LoopbackHub
 
 
 ROOT = Path(__file__).parents[2]
@@ -121,3 +127,63 @@ def test_satellite_pictures_by_class_go_in_from_scratch(real_data, tmp_path):
     )
     figures = json.loads((tmp_path / "out/metrics.json").read_text())
     assert 0 <= figures["zero_shot_accuracy"]["value"] <= 1 and figures["zero_shot_accuracy"]["n"] > 300
+
+
+def shrunk(yaml_name: str, path: Path, **changes) -> Path:
+    """A shipped recipe with a few steps of a few rows, written to `path`."""
+    settings = yaml.safe_load((ROOT / "recipes/aligner" / yaml_name).read_text()) | TINY | changes
+    settings["model_config"] |= SPACE
+    for name in ("vision_model", "text_model"):
+        if str(settings.get(name)).startswith("model_cards"):
+            settings[name] = str(ROOT / settings[name])
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_pictures_and_sounds_meet_in_words_alone(tmp_path):
+    few = {"dataset_options": {"num_train": 40, "num_eval": 20, "sounds": True}}
+    few["test_options"] = {"num_eval": 20, "distinct": True, "wording": 4, "sounds": True}
+    recipe = shrunk("trimodal.yaml", tmp_path / "recipe.yaml", **few)
+    run(*LAUNCH, ROOT / "recipes/align.py", "--config", recipe, cwd=tmp_path)
+    figures = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert {
+        "audio_to_image_r1",
+        "audio_to_text_r1@16",
+        "text_to_audio_r5",
+        "image_to_audio_median_rank",
+    } <= figures.keys()
+    logged = [json.loads(line) for line in (tmp_path / "out/train_log.jsonl").read_text().splitlines()]
+    losses = {name for line in logged for name in line if name.endswith("_loss") and not name.startswith("eval")}
+    assert {"image_text_loss", "audio_text_loss"} <= losses and "image_audio_loss" not in losses
+
+
+@pytest.mark.real_data
+def test_sounds_by_class_go_in_from_scratch(real_data, tmp_path):
+    recipe = shrunk("esc10.yaml", tmp_path / "own.yaml")
+    run(*LAUNCH, ROOT / "recipes/align.py", "--config", recipe, "--data_dir", real_data / "esc10", cwd=tmp_path)
+    figures = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert figures["zero_shot_accuracy"]["n"] >= 10
+
+
+def test_pixmo_is_learned_from_as_far_as_its_links_are_alive_with_towers_from_the_hub(tmp_path, monkeypatch):
+    data = tmp_path / "data/pixmo"
+    (data / "data").mkdir(parents=True)
+    urls = [f"https://example.com/{number}.jpg" for number in range(200)]
+    captions = [f"A picture of the number {number}, in {number % 7} colours." for number in range(200)]
+    pq.write_table(pa.table({"image_url": urls, "caption": captions}), data / "data/train-00000-of-00001.parquet")
+    for number, url in enumerate(urls):
+        if number % 10:  # of ten links one is dead
+            path = Links(data).path(url)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 30), (number, 2 * number % 256, 90)).save(path, "JPEG")
+    sizes = {"num_train": 40, "num_validation": 10, "num_test": 10}
+    # fewer rows, and as many a batch as there are: the YAML's 1,024 are more
+    recipe = shrunk("pixmo_clip_mlp.yaml", tmp_path / "recipe.yaml", dataset_options=sizes)
+    with LoopbackHub(alias_pins=True) as hub:
+        hub.seed("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", ROOT / "model_cards/miniature_siglip")
+        hub.seed("sentence-transformers/all-mpnet-base-v2", ROOT / "model_cards/miniature_siglip")
+        for name, value in hub.env().items():
+            monkeypatch.setenv(name, value)
+        run(*LAUNCH, ROOT / "recipes/align.py", "--config", recipe, cwd=tmp_path)
+    figures = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert 5 <= figures["text_to_image_r1"]["n"] <= 10

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from tests.conftest import picture
@@ -51,6 +53,22 @@ def test_a_folder_is_searched_by_picture_and_words_and_added_to(place):
     out = index("search", "--index", "found", "red blue </s>", "--count", "20", "--sheet", "sheet.png", cwd=place)
     assert len([line for line in out.stdout.splitlines() if ".png" in line and line.strip()[0].isdigit()]) == 7
     assert (place / "sheet.png").exists()
+
+
+def test_pictures_and_sounds_lie_in_one_index_and_a_sound_finds_itself(place):
+    make_aligner(audio="ast").save_pretrained(place / "model")
+    make_aligner_processor().save_pretrained(place / "model")
+    for name, rate, length in (("low", 8000, 0.05), ("high", 44100, 0.8)):  # of other rates than the tower's
+        wave = np.sin(np.arange(9000) * length).astype(np.float32)
+        soundfile.write(place / "photos" / f"{name}.wav", np.stack([wave, wave], 1), rate)
+    (place / "photos" / "cut.wav").write_bytes((place / "photos" / "low.wav").read_bytes()[:30])
+    out = index(*BUILD, cwd=place)
+    assert out.returncode == 0, out.stderr
+    assert "8 items (8 new, 2 left out)" in out.stdout and "cut.wav" in out.stderr
+    out = index("search", "--index", "found", "photos/high.wav", "--count", "2", cwd=place)
+    assert out.returncode == 0, out.stderr
+    first = out.stdout.splitlines()[0].split()
+    assert float(first[1]) > 0.99 and first[2].endswith("high.wav")
 
 
 def test_what_is_refused_says_why(place):
