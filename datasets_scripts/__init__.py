@@ -20,30 +20,41 @@ def load_rows(
     Rows of a split in canonical columns; `images` undecoded ({"bytes", "path"}), for open_picture to open.
 
     dataset: "scenes" (the miniature world), "pictures" (`data_dir` holds COCO's layout, or pictures with a metadata.jsonl),
-    "flickr8k" (`data_dir` holds its pictures and captions; its training rows ask various questions), "classes" (`data_dir` holds a
-    folder of pictures or sounds a class), or a Hub id or folder that `datasets.load_dataset` reads. rows: "caption" for one row a
-    caption, "image" for one a picture, "alignment" for one a caption in the columns image, text and audio. columns: for a Hub id
-    or folder without the canonical columns, which of its columns are `image` and `caption` ({"image": "jpg", "caption": "txt"}).
+    "flickr8k" (`data_dir` holds its pictures and captions; its training rows ask various questions), "spoken_captions" (Flickr8k,
+    each caption spoken too; alignment rows), "pixmo" (`data_dir` holds its parquet files, and the pictures that
+    recipes/download_pictures.py brings), "classes" (`data_dir` holds a folder of pictures or sounds a class), or a Hub id or folder
+    that `datasets.load_dataset` reads. rows: "caption" for one row a caption, "image" for one a picture, "alignment" for one a
+    caption in the columns image, text and audio. columns: for a Hub id or folder without the canonical columns, which of its
+    columns are `image` and `caption` ({"image": "jpg", "caption": "txt"}).
     streaming: read as it is asked for. Further options go to the builder. Raises ValueError where columns or splits are missing.
     """
-    if columns and dataset in ("scenes", "pictures", "flickr8k", "classes"):
+    in_folder = ("pictures", "flickr8k", "spoken_captions", "pixmo", "classes")
+    if columns and dataset in ("scenes", *in_folder):
         raise ValueError(f"columns are for a Hub id; {dataset!r} has the canonical ones")
     if dataset == "scenes":
         from datasets_scripts.scenes import Scenes
 
         options.setdefault("config_name", "alignment" if rows == "alignment" else "captions")
         return _built(Scenes(**options), split, streaming)
-    if rows == "alignment" and dataset != "classes":
+    if rows == "alignment" and dataset not in ("classes", "spoken_captions"):
         told = load_rows(dataset, split, "caption", data_dir, streaming, columns, **options)
         return _aligned(told)
-    if dataset in ("pictures", "flickr8k", "classes"):
+    if dataset in in_folder:
         if data_dir is None:
             raise ValueError(f"dataset: {dataset} needs data_dir, the folder that holds its pictures")
         if dataset == "classes":
             from datasets_scripts.class_folders import ClassFolders
 
             return _built(ClassFolders(data_dir=data_dir, **options), split, streaming)
-        if dataset == "flickr8k":
+        if dataset == "spoken_captions":
+            from datasets_scripts.spoken_captions import SpokenCaptions
+
+            if rows != "alignment":
+                raise ValueError(f"spoken_captions has rows='alignment', not {rows!r}; without the voices: flickr8k")
+            return _built(SpokenCaptions(data_dir=data_dir, **options), split, streaming)
+        if dataset == "pixmo":
+            from datasets_scripts.pixmo import Pixmo as Pictures
+        elif dataset == "flickr8k":
             from datasets_scripts.flickr8k import Flickr8k as Pictures
         elif (Path(data_dir) / "annotations").is_dir():
             from datasets_scripts.coco import Coco as Pictures
