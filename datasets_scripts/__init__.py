@@ -2,9 +2,44 @@
 
 from pathlib import Path
 
-from datasets import Dataset, DatasetBuilder, Features, Image, IterableDataset, List, Value, load_dataset
+from datasets import (
+    Dataset,
+    DatasetBuilder,
+    Features,
+    Image,
+    IterableDataset,
+    List,
+    Value,
+    get_dataset_split_names,
+    load_dataset,
+)
 
 from datasets_scripts.canonical import CAPTION_FEATURES, PROMPT, turns
+
+
+# what is read from `data_dir` by a builder of ours
+IN_FOLDER = ("pictures", "flickr8k", "spoken_captions", "pixmo", "classes")
+
+
+class NoSuchSplit(ValueError):
+    """Says which splits there are, in words and as `there`."""
+
+    def __init__(self, name: str, split: str, there: list[str]):
+        super().__init__(f"{name} has no split {split!r}; it has {', '.join(there)}")
+        self.there = there
+
+
+def split_names(
+    dataset: str, rows: str = "caption", data_dir: str | None = None, columns: dict[str, str] | None = None, **options
+) -> list[str]:
+    """The splits that load_rows, asked the same way, can read. Of a folder no row is read; of a Hub id no file but its metadata."""
+    if dataset not in ("scenes", *IN_FOLDER):
+        return get_dataset_split_names(dataset, options.pop("name", None), data_dir=data_dir, **options)
+    try:
+        load_rows(dataset, "", rows, data_dir, True, columns, **options)
+    except NoSuchSplit as answer:
+        return answer.there
+    raise AssertionError(f"{dataset} read a split without a name")
 
 
 def load_rows(
@@ -28,8 +63,7 @@ def load_rows(
     columns are `image` and `caption` ({"image": "jpg", "caption": "txt"}).
     streaming: read as it is asked for. Further options go to the builder. Raises ValueError where columns or splits are missing.
     """
-    in_folder = ("pictures", "flickr8k", "spoken_captions", "pixmo", "classes")
-    if columns and dataset in ("scenes", *in_folder):
+    if columns and dataset in ("scenes", *IN_FOLDER):
         raise ValueError(f"columns are for a Hub id; {dataset!r} has the canonical ones")
     if dataset == "scenes":
         from datasets_scripts.scenes import Scenes
@@ -39,7 +73,7 @@ def load_rows(
     if rows == "alignment" and dataset not in ("classes", "spoken_captions"):
         told = load_rows(dataset, split, "caption", data_dir, streaming, columns, **options)
         return _aligned(told)
-    if dataset in in_folder:
+    if dataset in IN_FOLDER:
         if data_dir is None:
             raise ValueError(f"dataset: {dataset} needs data_dir, the folder that holds its pictures")
         if dataset == "classes":
@@ -82,7 +116,7 @@ def _built(builder: DatasetBuilder, split: str, streaming: bool) -> Dataset | It
         builder.download_and_prepare()
         there = list(builder.info.splits)
     if split not in there:
-        raise ValueError(f"{builder.name} has no split {split!r}; it has {', '.join(there)}")
+        raise NoSuchSplit(builder.name, split, there)
     if streaming:
         loaded = builder.as_streaming_dataset(split)
         return loaded.decode(False) if "images" in builder.info.features else loaded

@@ -3,7 +3,7 @@
 import pytest
 from datasets import Dataset, Features, Image, List, Value
 
-from datasets_scripts import load_rows
+from datasets_scripts import load_rows, split_names
 from datasets_scripts.open_picture import open_picture
 from tests.conftest import picture
 
@@ -59,3 +59,18 @@ def test_streamed_rows_are_the_rows(tmp_path, monkeypatch):
 def test_the_cast_keeps_other_columns(hub_dataset):
     rows = load_rows(hub_dataset, "train", columns={"image": "jpg", "caption": "txt"})
     assert rows.features["images"] == List(Image(decode=False))
+
+
+def test_the_splits_there_are_are_known_without_a_row_read(tmp_path):
+    assert split_names("scenes") == ["train", "validation", "test", "validation_biased", "test_biased"]
+    assert split_names("scenes", "alignment", num_train=5)[:2] == ["train", "validation"]
+    for split in ("train", "test"):
+        (tmp_path / "hub").mkdir(exist_ok=True)
+        Dataset.from_dict({"jpg": [b""], "txt": ["a"]}).to_parquet(tmp_path / "hub" / f"{split}.parquet")
+        (tmp_path / "folder" / split).mkdir(parents=True)
+        picture(1).save(tmp_path / "folder" / split / "one.png")
+        (tmp_path / "folder" / split / "metadata.jsonl").write_text('{"file_name": "one.png", "caption": "a"}\n')
+    assert sorted(split_names(str(tmp_path / "hub"), columns={"image": "jpg", "caption": "txt"})) == ["test", "train"]
+    assert split_names("pictures", data_dir=str(tmp_path / "folder")) == ["train", "test"]
+    with pytest.raises(ValueError, match="needs data_dir"):
+        split_names("pictures")
