@@ -44,7 +44,7 @@ from trainers.contrastive_trainer import ContrastiveTrainer
 
 MINIATURE = str(Path(__file__).parents[1] / "model_cards" / "miniature_siglip")
 WORDS = 16  # tokens of a text
-SIZES = (512, 1024), (1024, 4096), (4096, 4096)  # pairs of a batch, width of embeddings
+SIZES = (512, 1024), (1024, 4096)  # pairs of a batch, width of embeddings
 TOLERANCE = 1e-5
 
 
@@ -217,7 +217,7 @@ class Given(nn.Module):
 
 
 def matryoshka(args: Namespace) -> None:
-    from sentence_transformers.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
+    from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 
     print("matryoshka: forward and backward of the loss alone")
     for rows, width in SIZES:
