@@ -51,6 +51,8 @@ class Arguments:
         default=None, metadata={"nargs": "+"}
     )
     synonyms: str | None = None  # for chair: the official synonyms.txt, in place of this project's own words
+    judge_url: str | None = None  # for llm_judge: an OpenAI-compatible address, http://localhost:8000/v1
+    judge_model: str | None = None  # … and a model that it serves; OPENAI_API_KEY is sent if it is set
     batch_size: int = 50
     max_new_tokens: int = 64
     num_beams: int = 1
@@ -123,6 +125,7 @@ def main(args: Arguments) -> None:
     figures = evaluate_captions(
         model, processor, rows, metrics, Path(args.output), protocol,
         batch_size=args.batch_size, blind_control=args.blind_control, strict=args.strict, synonyms=args.synonyms,
+        judge_url=args.judge_url, judge_model=args.judge_model,
         max_new_tokens=args.max_new_tokens, num_beams=args.num_beams,
     )  # fmt: skip
 

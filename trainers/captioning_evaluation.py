@@ -24,7 +24,7 @@ from datasets_scripts.pope_questions import questions_about
 from trainers.captioning_data import pictures_of, prompt_text
 from trainers.pictures import contact_sheet
 from trainers.run_folder import write_json, write_jsonl
-from trainers.scoring import metric_version, score, score_answers
+from trainers.scoring import JUDGE, judged, metric_version, score, score_answers
 
 
 logger = logging.get_logger(__name__)
@@ -142,19 +142,25 @@ def evaluate_captions(
     blind_control: bool = False,
     strict: bool = False,
     synonyms: str | Path | None = None,
+    judge_url: str | None = None,
+    judge_model: str | None = None,
     **generation,
 ) -> dict:
     """
     Caption and score `rows`, and for pope ask about them; write metrics.json (with `protocol`, and what decides the numbers), for
     captions predictions.jsonl and contact_sheet.png, for pope pope.jsonl.
 
-    `blind_control` adds blind_scene_f1 or, without scenes, blind_cider. synonyms: of COCO's objects, for chair. Rows whose pictures
-    cannot be read are left out and named in the protocol; `strict` raises ValueError instead. Raises ValueError as `score`,
-    `questions_about` and `score_answers` do; for `blind_control` and `synonyms` where there is nothing to use them for.
+    `blind_control` adds blind_scene_f1 or, without scenes, blind_cider. synonyms: of COCO's objects, for chair. judge_url and
+    judge_model: whom llm_judge asks. Rows whose pictures cannot be read are left out and named in the protocol; `strict` raises
+    ValueError instead. Raises ValueError as `score`, `judged`, `questions_about` and `score_answers` do; for `blind_control` and
+    `synonyms` where there is nothing to use them for.
     """
     # what is asked for in vain is to be known before hours of captioning
-    captioned = [name for name in metrics if name != "pope"]
+    captioned = [name for name in metrics if name not in ("pope", JUDGE)]
+    if JUDGE in metrics and not (judge_url and judge_model):
+        raise ValueError("llm_judge asks a server, and there is no default: say whom (judge_url and judge_model)")
     versions = {name: metric_version(name) for name in metrics}
+    speaks = bool(captioned) or JUDGE in metrics
     if blind_control and not captioned:
         raise ValueError("blind_control captions pictures unseen, and pope alone captions none; leave one of them out")
     if synonyms is not None:
@@ -167,11 +173,13 @@ def evaluate_captions(
     generation = {"do_sample": False, "max_new_tokens": 64} | generation
     figures: dict[str, dict] = {}
     used, unreadable = rows, []
-    if captioned:
+    if speaks:
         captions = generate_captions(model, processor, rows, batch_size, strict=strict, **generation)
         unreadable += [i for i, caption in zip(rows["image_id"], captions, strict=True) if caption is None]
         predictions, used = only_seen(captions, rows)
         figures |= score(captioned, predictions, used, synonyms)
+        if JUDGE in metrics:
+            figures |= judged(predictions, used, judge_url, judge_model)
         if blind_control:
             name = "scene_f1" if "scene_f1" in metrics else "cider"
             unseen = generate_captions(model, processor, used, batch_size, blind=True, **generation)
@@ -196,7 +204,8 @@ def evaluate_captions(
         **protocol,
         "fingerprint": dataset_fingerprint(used),
         "num_examples": len(used),
-        **({"prompt": prompt_text(processor, rows[0])} if captioned else {}),
+        **({"prompt": prompt_text(processor, rows[0])} if speaks else {}),
+        **({"judge": {"base_url": judge_url, "model": judge_model}} if JUDGE in metrics else {}),
         **({"pope": how} if questions else {}),
         "generation": generation,
         "batch_size": batch_size,

@@ -19,6 +19,7 @@ from datasets import Dataset
 from datasets_scripts.pope_questions import STRATEGIES
 
 
+JUDGE = "llm_judge"
 METRICS = Path(__file__).parents[1] / "metrics"
 
 
@@ -60,6 +61,13 @@ def score_answers(questions: list[dict[str, str]], answers: list[str | None]) ->
     return figures
 
 
+def judged(predictions: list[str], rows: Dataset, base_url: str | None, model: str | None) -> dict[str, dict]:
+    """llm_judge's figures, by what was asked and the references. Raises as the metric does; without base_url or model at once."""
+    asked = [prompt[-1]["content"] for prompt in rows["prompt"]]
+    told = {"questions": asked, "base_url": base_url, "model": model}
+    return _figures(JUDGE, predictions, references=list(rows["references"]), **told)
+
+
 def metric_version(name: str) -> str:
     """A hash of a metric's code, helpers included. Raises ValueError for a metric there is no folder of."""
     code = b"".join(path.read_bytes() for path in sorted(_folder(name).glob("*.py")))
@@ -99,7 +107,7 @@ def _figures(name: str, predictions: list[str], **truth) -> dict[str, dict]:
             "n": len(predictions),
         }
         for key, value in result.items()
-        if not key.endswith("_ci95")
+        if f"{key}_ci95" in result
     }
 
 

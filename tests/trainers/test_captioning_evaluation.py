@@ -10,6 +10,7 @@ from datasets_scripts import load_rows
 from datasets_scripts.canonical import CAPTION_FEATURES, turns
 from datasets_scripts.pope_questions import STRATEGIES, questions_about
 from tests.conftest import picture
+from tests.metrics.test_llm_judge import Server
 from trainers import captioning_evaluation
 from trainers.captioning_config import CaptioningConfig
 from trainers.captioning_evaluation import (
@@ -21,6 +22,7 @@ from trainers.captioning_evaluation import (
     score,
     score_answers,
 )
+from trainers.scoring import judged
 
 
 def rows(count=5):
@@ -295,3 +297,33 @@ def test_answers_are_scored_by_kind_of_question():
     figures = score(["accuracy"], told, rows)
     assert figures["accuracy_colour"]["value"] == 1 and figures["accuracy_count"]["value"] == 0
     assert figures["accuracy"]["value"] == pytest.approx(list(rows["kind"]).count("colour") / len(rows), abs=1e-6)
+
+
+def test_a_judge_is_asked_only_where_one_is_named(model, processor, tmp_path, monkeypatch):
+    common = {"metrics": ["llm_judge"], "output_dir": tmp_path, "protocol": {}, "max_new_tokens": 4}
+    with pytest.raises(ValueError, match="there is no default: say whom"):
+        evaluate_captions(model, processor, rows(2), judge_url="http://localhost:1/v1", **common)
+
+    asked = []
+
+    def judge(predictions, data, base_url, model):
+        asked.append((len(predictions), list(data["image_id"]), base_url, model))
+        return {"llm_judge": {"value": 0.5, "ci95": [0.4, 0.6], "n": 2}}
+
+    monkeypatch.setattr(captioning_evaluation, "judged", judge)
+    whom = {"judge_url": "http://localhost:1/v1", "judge_model": "some"}
+    figures = evaluate_captions(model, processor, rows(2), **whom, **common)
+    assert asked == [(2, ["0", "1"], "http://localhost:1/v1", "some")]
+    told = json.loads((tmp_path / "metrics.json").read_text())
+    assert told["llm_judge"]["value"] == figures["llm_judge"]["value"] == 0.5
+    assert told["protocol"]["judge"] == {"base_url": "http://localhost:1/v1", "model": "some"}
+
+
+def test_the_judge_is_told_what_was_asked_and_its_figures_have_intervals():
+    server = Server()
+    server.reply = lambda body: '{"score": 4, "reason": "a detail"}'
+    figures = judged(["red"] * 5, rows(), server.url, "some")
+    server.http.shutdown()
+    assert json.loads(server.asked[0]["messages"][1]["content"])["question"] == "Describe the picture."
+    assert figures["llm_judge"] == {"value": 0.75, "ci95": [0.75, 0.75], "n": 5}
+    assert set(figures) == {"llm_judge", "llm_judge_unparseable"}
