@@ -129,18 +129,7 @@ def building(output: Path) -> Iterator[Path]:
 
 def tables(figures: dict[str, dict], parts: list[str], precisions: list[str], dim: int) -> str:
     value = {name: told["value"] for name, told in figures.items()}
-    head = [
-        "graph",
-        "",
-        "bytes",
-        "of fp32",
-        "ms, one",
-        "of PyTorch",
-        "ms, batch",
-        "of PyTorch",
-        "cosine, mean",
-        "least",
-    ]
+    head = "graph, , bytes, of fp32, ms, of PyTorch, ms a batch, of PyTorch, mean cosine, least".split(", ")
     lines = [head, ["---"] * len(head)]
     for part, name in ((part, name) for part in parts for name in precisions):
         size, whole = value[f"{part}_bytes_{name}"], value[f"{part}_bytes_fp32"]
