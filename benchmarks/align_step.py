@@ -36,8 +36,8 @@ from transformers import CLIPTextConfig, CLIPVisionConfig, TrainerCallback
 
 from measure import forget_peak, machine, resident
 from modeling import AlignerModel
+from modeling.contrastive_losses import info_nce
 from modeling.matryoshka import nested_cosines
-from modeling.modeling_aligner import info_nce
 from trainers.contrastive_config import ContrastiveConfig
 from trainers.contrastive_trainer import ContrastiveTrainer
 

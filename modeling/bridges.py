@@ -134,7 +134,7 @@ class PerceiverResampler(Float32Module):
         """mask (n, tokens) bool: which tokens are there. Returns the latents, all of which are."""
         with torch.autocast(tokens.device.type, enabled=False):
             tokens = self.linear(self.norm(tokens.float()))
-            latents = self.latents.expand(len(tokens), -1, -1)
+            latents = self.latents.expand(tokens.shape[0], -1, -1)
             for layer in self.layers:
                 latents = layer(latents, tokens, None if mask is None else ~mask)
             return self.out_norm(latents), None
@@ -156,3 +156,16 @@ class AttentionPooling(Float32Module):
             if mask is not None:
                 scores = scores.masked_fill(~mask.unsqueeze(-1), -torch.inf)
             return (scores.softmax(1).transpose(1, 2) @ tokens.float()).flatten(1)
+
+
+class ProjectionHead(Float32Module):
+    """Norm and a linear map of one vector into a shared space: (n, width) -> (n, dim), float32, not yet at unit length."""
+
+    def __init__(self, width: int, dim: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.linear = nn.Linear(width, dim, bias=False)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        with torch.autocast(vectors.device.type, enabled=False):
+            return self.linear(self.norm(vectors.float()))

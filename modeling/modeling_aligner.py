@@ -14,7 +14,7 @@ Unusual:
 - `forward` gives embeddings and no loss: what is a negative is known of the whole batch only, over all processes and chunks.
   `alignment_loss` is the loss; trainers/contrastive_trainer.py gathers what it needs.
 
-Travels to the Hub with: configuration_aligner.py, bridges.py, matryoshka.py, towers.py.
+Travels to the Hub with: configuration_aligner.py, bridges.py, contrastive_losses.py, matryoshka.py, towers.py.
 """
 
 from dataclasses import dataclass
@@ -29,11 +29,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 
 from .bridges import AttentionPooling, PerceiverResampler, TokenMLP
 from .configuration_aligner import AlignerConfig
+from .contrastive_losses import MAX_LOGIT_SCALE, info_nce, sigmoid_loss
 from .matryoshka import nested_cosines, truncate
 from .towers import encoder_class, load_encoder, quantize_without
-
-
-MAX_LOGIT_SCALE = 100.0  # as CLIP's
 
 
 @dataclass
@@ -45,31 +43,6 @@ class AlignerOutput(ModelOutput):
     audio_embeds: Tensor | None = None
     logit_scale: Tensor | None = None  # in training: what the loss uses beside embeddings, so that DDP sees it used
     logit_bias: Tensor | None = None
-
-
-def info_nce(similarity: Tensor, equal: Tensor | None = None) -> Tensor:
-    """
-    Symmetric InfoNCE of logits (n, n) whose diagonal is the pairs: the mean of both directions. equal (n, n) bool: pairs that are
-    as right as the diagonal and therefore no negatives; they are left out. Source: https://arxiv.org/abs/2103.00020.
-    """
-    if equal is not None:
-        itself = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
-        similarity = similarity.masked_fill(equal & ~itself, -torch.inf)
-    pairs = torch.arange(len(similarity), device=similarity.device)
-    rows = nn.functional.cross_entropy(similarity, pairs)
-    return (rows + nn.functional.cross_entropy(similarity.T, pairs)) / 2
-
-
-def sigmoid_loss(similarity: Tensor, equal: Tensor | None = None) -> Tensor:
-    """
-    Every cell of logits (n, n), bias included, a yes or no of its own; a sum divided by n. equal, as for `info_nce`: left out.
-    Source: https://arxiv.org/abs/2303.15343.
-    """
-    itself = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
-    cells = -nn.functional.logsigmoid(torch.where(itself, similarity, -similarity))
-    if equal is not None:
-        cells = cells.masked_fill(equal & ~itself, 0.0)
-    return cells.sum() / len(similarity)
 
 
 LOSSES = {"infonce": info_nce, "sigmoid": sigmoid_loss}

@@ -3,32 +3,14 @@ OSSight processor: writes as many image placeholders as the vision tower yields 
 
     "<image> Describe the picture." + one 60x60 picture, patch 10 -> 36 placeholders; the model overwrites each with a patch
 
-Unusual: the chat template is the language model's own, behind a preamble that flattens multimodal content
-([{"type": "image"}, {"type": "text", "text": ...}]) into the string such templates expect; so every instruction-tuned
-language model is addressed as it was trained to be.
+Travels to the Hub with: chat_template.py.
 """
 
 from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
 from transformers.image_utils import get_image_size
 from transformers.processing_utils import MultiModalData
 
-
-FLATTEN = (
-    "{%- set flat = namespace(messages=[]) -%}"
-    "{%- for message in messages -%}{%- set said = namespace(text='') -%}"
-    "{%- if message['content'] is string -%}{%- set said.text = message['content'] -%}"
-    "{%- else -%}{%- for part in message['content'] -%}"
-    "{%- set said.text = said.text + ('IMAGE_TOKEN' if part['type'] == 'image' else part['text']) -%}"
-    "{%- endfor -%}{%- endif -%}"
-    "{%- set flat.messages = flat.messages + [dict(message, content=said.text)] -%}{%- endfor -%}"
-    "{%- set messages = flat.messages -%}"
-)
-PLAIN = (  # for a language model that was never taught to chat
-    "{%- for message in messages -%}{{ message['role'].upper() + ': ' }}"
-    "{%- if message['role'] == 'assistant' -%}{{ message['content'] + eos_token }}"
-    "{%- else -%}{{ message['content'] + '\\n' }}{%- endif -%}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ 'ASSISTANT: ' }}{%- endif -%}"
-)
+from .chat_template import take_pictures
 
 
 class OSSightProcessor(ProcessorMixin):
@@ -69,22 +51,12 @@ class OSSightProcessor(ProcessorMixin):
         text_revision: str | None = None,
     ) -> "OSSightProcessor":
         """
-        Join the towers' image processor and tokenizer (Hub ids or folders). The placeholder is the tokenizer's own image token
-        where it has one (Qwen's <|image_pad|>), otherwise a new "<image>", for which the model's embeddings must be resized.
+        Join the towers' image processor and tokenizer (Hub ids or folders). A placeholder that is new to the tokenizer needs
+        room in the model's embeddings.
         """
         image_processor = AutoImageProcessor.from_pretrained(vision_model, revision=vision_revision)
         tokenizer = AutoTokenizer.from_pretrained(text_model, revision=text_revision)
-        known = tokenizer.get_vocab()
-        image_token = next((token for token in ("<image>", "<|image_pad|>") if token in known), None)
-        if image_token is None:
-            image_token = "<image>"
-            tokenizer.add_special_tokens(
-                {"additional_special_tokens": [image_token]}, replace_extra_special_tokens=False
-            )
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        template = FLATTEN.replace("IMAGE_TOKEN", image_token) + (tokenizer.chat_template or PLAIN)
-        tokenizer.chat_template = None  # one template, the processor's
+        image_token, template = take_pictures(tokenizer)
         return cls(
             image_processor, tokenizer, patch_size, pixel_shuffle, tokens_per_block, image_token, chat_template=template
         )

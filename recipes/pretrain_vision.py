@@ -1,12 +1,13 @@
 """
-Pretrain a small image–text dual encoder (SigLIP) on the miniature world, from nothing.
+Pretrain a small image–text dual encoder (SigLIP or CLIP) on the miniature world, from nothing.
 
     accelerate launch recipes/pretrain_vision.py --config recipes/miniature/siglip.yaml
+    accelerate launch recipes/pretrain_vision.py --config recipes/miniature/clip.yaml
 
-Two losses: SigLIP's sigmoid loss between pictures and captions (https://huggingface.co/papers/2303.15343), and the same idea a
-level down, between regions and their phrases (after RegionCLIP, https://huggingface.co/papers/2112.09106): patches under a box,
-averaged, must match their phrase among all phrases of the batch. Without the second, patches of so small a tower say too little
-about *which* object is where.
+Two losses: the model's own between pictures and captions (SigLIP's sigmoid, https://huggingface.co/papers/2303.15343, or CLIP's
+InfoNCE, https://huggingface.co/papers/2103.00020), and the same idea a level down, between regions and their phrases (after
+RegionCLIP, https://huggingface.co/papers/2112.09106): patches under a box, averaged, must match their phrase among all phrases of
+the batch. Without the second, patches of so small a tower say too little about *which* object is where.
 
 Every field of `Recipe` and of transformers.TrainingArguments may stand in the YAML; the command line overrides it.
 """
@@ -16,10 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
     AutoTokenizer,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    PreTrainedTokenizerFast,
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
@@ -37,6 +44,7 @@ from trainers.sealed_checkpoints import SealedCheckpoints
 @dataclass
 class Recipe:
     tokenizer: str  # folder or Hub id of the text tower's tokenizer
+    model_type: str = "siglip"  # or clip
     vision_config: dict = field(default_factory=dict)
     text_config: dict = field(default_factory=dict)
     region_weight: float = 1.0  # of the region loss beside the picture loss
@@ -58,11 +66,11 @@ def patch_weights(boxes: Tensor, side: int, image_size: int) -> Tensor:
 
 
 class RegionText(nn.Module):
-    """SigLIP, and a projection of regions that is thrown away after pretraining."""
+    """A dual encoder, and a projection of regions that is thrown away after pretraining."""
 
-    def __init__(self, model: SiglipModel, region_weight: float):
+    def __init__(self, model: SiglipModel | CLIPModel, region_weight: float):
         super().__init__()
-        self.siglip = model
+        self.dual_encoder = model
         vision = model.config.vision_config
         self.region_proj = nn.Linear(vision.hidden_size, model.config.text_config.hidden_size)
         self.side, self.image_size = vision.image_size // vision.patch_size, vision.image_size
@@ -70,16 +78,18 @@ class RegionText(nn.Module):
 
     def forward(self, input_ids, pixel_values, boxes, box_rows, phrase_ids, box_phrases) -> dict[str, Tensor]:
         """boxes (n, 4) stand in pictures box_rows (n,) and are described by phrase_ids[box_phrases]."""
-        outputs = self.siglip(input_ids=input_ids, pixel_values=pixel_values, return_loss=True)
-        patches = outputs.vision_model_output.last_hidden_state[box_rows]
+        outputs = self.dual_encoder(input_ids=input_ids, pixel_values=pixel_values, return_loss=True)
+        patches = outputs.vision_model_output.last_hidden_state[:, -(self.side**2) :][
+            box_rows
+        ]  # less CLIP's class token
         regions = (patch_weights(boxes, self.side, self.image_size).unsqueeze(1) @ patches).squeeze(1)
-        phrases = self.siglip.get_text_features(input_ids=phrase_ids).pooler_output
+        phrases = self.dual_encoder.get_text_features(input_ids=phrase_ids).pooler_output
         similarity = F.normalize(self.region_proj(regions), dim=-1) @ F.normalize(phrases, dim=-1).T
         region_loss = F.cross_entropy(similarity * 20, box_phrases)
         return {"loss": outputs.loss + self.region_weight * region_loss, "region_loss": region_loss}
 
 
-def collate(rows: list[dict], processor: SiglipProcessor) -> dict[str, Tensor]:
+def collate(rows: list[dict], processor: SiglipProcessor | CLIPProcessor) -> dict[str, Tensor]:
     phrases = sorted({region["phrase"] for row in rows for region in row["regions"]})
     where = [(i, region) for i, row in enumerate(rows) for region in row["regions"]]
     length = processor.tokenizer.model_max_length
@@ -104,7 +114,9 @@ def collate(rows: list[dict], processor: SiglipProcessor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def recall_at_1(model: SiglipModel, processor: SiglipProcessor, rows) -> tuple[float, float]:
+def recall_at_1(
+    model: SiglipModel | CLIPModel, processor: SiglipProcessor | CLIPProcessor, rows
+) -> tuple[float, float]:
     """Text-to-image and image-to-text R@1 among `rows`, whose captions name every object with its place."""
     images = [row["images"][0] for row in rows]
     pixels = processor(images=images, return_tensors="pt")["pixel_values"]
@@ -118,6 +130,29 @@ def recall_at_1(model: SiglipModel, processor: SiglipProcessor, rows) -> tuple[f
     return (similarity.argmax(1) == right).float().mean().item(), (similarity.argmax(0) == right).float().mean().item()
 
 
+def begin(recipe: Recipe) -> tuple[SiglipModel | CLIPModel, SiglipProcessor | CLIPProcessor]:
+    """A new dual encoder and its processor. Raises ValueError for a model_type that is neither siglip nor clip."""
+    if recipe.model_type not in ("siglip", "clip"):
+        raise ValueError(f"model_type must be siglip or clip, not {recipe.model_type!r}")
+    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(recipe.tokenizer)
+    tokenizer.chat_template, tokenizer.model_max_length = None, recipe.text_config["max_position_embeddings"]
+    size = {"height": recipe.vision_config["image_size"], "width": recipe.vision_config["image_size"]}
+    text = {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+    text |= {"pad_token_id": tokenizer.pad_token_id, **recipe.text_config}
+    if recipe.model_type == "clip":
+        end = tokenizer.eos_token  # where CLIP's text tower is read
+        ends = TemplateProcessing(single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)])
+        tokenizer.backend_tokenizer.post_processor = ends
+        width = text["hidden_size"]
+        config = CLIPConfig(text_config=text, vision_config=recipe.vision_config, projection_dim=width)
+        return CLIPModel(config), CLIPProcessor(CLIPImageProcessor(size=size, do_center_crop=False), tokenizer)
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config=recipe.vision_config))
+    with torch.no_grad():  # as the paper starts them: nearly every pair is a negative, and the bias says so
+        model.logit_scale.fill_(math.log(10))
+        model.logit_bias.fill_(-10)
+    return model, SiglipProcessor(SiglipImageProcessor(size=size), tokenizer)
+
+
 class SealedTrainer(SealedCheckpoints, Trainer):
     """transformers', with checkpoints that are whole or not there."""
 
@@ -128,17 +163,8 @@ def main(recipe: Recipe, args: TrainingArguments) -> None:
     held_out = Scenes(config_name="captions", num_eval=recipe.num_eval, distinct=True).as_streaming_dataset("test")
 
     # 2. A model that knows nothing yet, and its processor.
-    tokenizer = AutoTokenizer.from_pretrained(recipe.tokenizer)
-    tokenizer.chat_template, tokenizer.model_max_length = None, recipe.text_config["max_position_embeddings"]
-    size = {"height": recipe.vision_config["image_size"], "width": recipe.vision_config["image_size"]}
-    processor = SiglipProcessor(SiglipImageProcessor(size=size), tokenizer)
     torch.manual_seed(args.seed)
-    text = {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
-    text |= {"pad_token_id": tokenizer.pad_token_id, **recipe.text_config}
-    model = SiglipModel(SiglipConfig(text_config=text, vision_config=recipe.vision_config))
-    with torch.no_grad():  # as the paper starts them: nearly every pair is a negative, and the bias says so
-        model.logit_scale.fill_(math.log(10))
-        model.logit_bias.fill_(-10)
+    model, processor = begin(recipe)
 
     # 3. Pull each picture to its caption, each region to its phrase.
     trainer = SealedTrainer(

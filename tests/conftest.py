@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast, SiglipImageProcessor
 
 from modeling import OSSightConfig, OSSightForConditionalGeneration
 from processing import OSSightProcessor
-from processing.processing_ossight import FLATTEN, PLAIN
+from processing.chat_template import FLATTEN, PLAIN
 
 
 ROOT = Path(__file__).parents[1]

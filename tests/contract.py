@@ -163,7 +163,7 @@ class ModelContract:
         texts, images = [f"{token} is it red", f"{token} what colour is it red blue"], [picture(1), picture(2)]
         whole = processor(text=texts, images=images, padding=True, padding_side="right", return_tensors="pt")
         labels = whole["input_ids"].masked_fill(whole["input_ids"] == 0, -100)
-        labels[:, :18] = -100
+        labels[labels == processor.image_token_id] = -100
         count = (labels[:, 1:] != -100).sum()
         loss = model(**whole, labels=labels).loss
         parts = 0

@@ -106,6 +106,7 @@ def cache_vision_features(
         "weights": fingerprint(tower),
         "tower": model.config.vision_config.to_dict(),
         "layer": getattr(model.config, "vision_feature_layer", -1),
+        "grid": grid,
         "dtype": str(tower.dtype),
         "preprocessing": processor.image_processor.to_dict(),
         "pictures": sha256(json.dumps(names).encode()).hexdigest(),

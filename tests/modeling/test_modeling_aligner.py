@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from modeling import AlignerConfig, AlignerModel
-from modeling.modeling_aligner import info_nce, sigmoid_loss
+from modeling.contrastive_losses import info_nce, sigmoid_loss
 from processing import AlignerProcessor
 from processing.processing_aligner import hear
 from tests.conftest import SMALL, VISION, WORDS, make_tokenizer, picture

@@ -10,7 +10,7 @@ from datasets import Dataset
 from torch.testing import assert_close
 
 from datasets_scripts.open_picture import UnreadablePicture
-from modeling.modeling_aligner import info_nce
+from modeling.contrastive_losses import info_nce
 from tests.conftest import picture
 from tests.modeling.test_modeling_aligner import make_aligner, make_aligner_processor
 from trainers.contrastive_config import ContrastiveConfig
