@@ -261,6 +261,11 @@ class ContrastiveGPT2ForConditionalGeneration(ContrastiveGPT2PreTrainedModel, Ge
         model.tie_weights()
         return model
 
+    @property
+    def logit_scale(self) -> Tensor:
+        """The temperature's inverse, its logarithm."""
+        return self.model.logit_scale
+
     def towers(self) -> dict[str, nn.Module]:
         return {"vision": self.model.vision_tower, "text": self.model.language_model}
 

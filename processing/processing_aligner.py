@@ -111,6 +111,10 @@ class AlignerProcessor(ProcessorMixin):
             out["audio_values"] = next(heard[name] for name in AUDIO_NAMES if name in heard)
         return BatchFeature(out)
 
+    def encode_text(self, texts: list[str]) -> BatchFeature:
+        """Texts as the text tower takes them: input_ids and, unless all are as long as it reads, attention_mask."""
+        return self(text=texts, return_tensors="pt")
+
 
 def hear(wave: Any, rate: int | None, wanted: int) -> np.ndarray:
     """

@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,9 @@ from modeling import OSSightConfig, OSSightForConditionalGeneration
 from processing import OSSightProcessor
 from processing.chat_template import FLATTEN, PLAIN
 
+
+# a shell starts what it runs in the background with Ctrl-C ignored, and so would every process of a test
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 WORDS = (

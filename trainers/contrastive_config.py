@@ -26,6 +26,10 @@ class ContrastiveConfig(TrainingArguments):
         default=None,
         metadata={"help": "What each pair of modalities counts: {image_text: 1, audio_text: 1, image_audio: 0}."},
     )
+    caption_weight: float = field(
+        default=0.0,
+        metadata={"help": "Of a model that captions: what its caption loss counts beside the contrastive loss."},
+    )
     eval_examples: int | None = field(
         default=None, metadata={"help": "Rows that are searched and searched for at each evaluation; None: all."}
     )
@@ -43,6 +47,8 @@ class ContrastiveConfig(TrainingArguments):
         self.pair_weights = dict.fromkeys(PAIRS, 1.0) | {name: float(weight) for name, weight in weights.items()}
         if not any(self.pair_weights.values()):
             raise ValueError("pair_weights: every weight is 0, so there is nothing to learn from")
+        if self.caption_weight < 0:
+            raise ValueError(f"caption_weight must be at least 0; got {self.caption_weight}")
         if self.chunk_size is not None and self.chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1; got {self.chunk_size}")
         without_missing_gpu(self)

@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets_scripts.canonical import PROMPT, turns
 from datasets_scripts.open_picture import UnreadablePicture, open_picture
 from processing.processing_aligner import hear
+from trainers.captioning_data import CaptioningCollator
 
 
 COLUMNS = {"image": "images", "text": "text", "audio": "audio"}  # modality -> the processor's argument
@@ -130,4 +132,40 @@ class ContrastiveCollator:
         if modality == "audio":
             waves = [hear(*value, self.processor.sampling_rate) for value in values]
             return dict(self.processor(audio=waves, return_tensors="pt"))
-        return dict(self.processor(**{COLUMNS[modality]: values}, return_tensors="pt"))
+        if modality == "text":
+            return dict(self.processor.encode_text(values))
+        return dict(self.processor(images=values, return_tensors="pt"))
+
+
+class CaptionedCollator:
+    """
+    Rows {image, text} -> pictures, their captions to be written and the same to be read alone (`text_input_ids`), and as
+    ContrastiveCollator, `image_there` …, `image_key` …. For a model that captions and embeds.
+
+    captions: leave those to be written out. features: cached vision features (vision_features.py), which `image` indexes.
+    """
+
+    def __init__(self, processor: Any, captions: bool = True, prompt: str = PROMPT, features: Any = None):
+        self.processor = processor
+        self.captions = captions
+        self.prompt = prompt
+        self.write = CaptioningCollator(processor, features=features)
+
+    def __call__(self, rows: list[dict]) -> dict[str, Any]:
+        told = [
+            {"images": [row["image"]], "image_id": place, **turns(self.prompt, row["text"] or "")}
+            for place, row in enumerate(rows)
+        ]
+        batch = self.write(told)
+        unread = {skipped["image_id"] for skipped in batch.pop("skipped", [])}
+        if not self.captions:
+            batch = {name: batch[name] for name in ("pixel_values", "vision_features") if name in batch}
+        texts = ["" if place in unread else row["text"].strip() for place, row in enumerate(rows)]
+        batch |= {f"text_{name}": value for name, value in self.processor.encode_text(texts).items()}
+        there = torch.tensor([place not in unread for place in range(len(rows))])
+        for name in ("image", "text"):
+            keys = [-1 if place in unread else key_of(name, row[name]) for place, row in enumerate(rows)]
+            batch |= {f"{name}_there": there, f"{name}_key": torch.tensor(keys)}
+        if unread:
+            batch["skipped"] = len(unread)
+        return batch

@@ -24,8 +24,8 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from trainers.contrastive_config import PAIRS, ContrastiveConfig
-from trainers.contrastive_data import COLUMNS, ContrastiveCollator
-from trainers.retrieval_evaluation import embed_rows, retrieval_figures
+from trainers.contrastive_data import COLUMNS, CaptionedCollator, ContrastiveCollator
+from trainers.retrieval_evaluation import embed_rows, nested_dims, retrieval_figures
 from trainers.sealed_checkpoints import SealedCheckpoints
 
 
@@ -62,53 +62,98 @@ def contrastive_loss(
     return sum(pair_weights[pair] * loss for pair, loss in losses.items()) / total, losses
 
 
+def mean_count(count: Tensor) -> Tensor:
+    """A count's mean over processes, at least 1: what to divide a process's sum by, whose gradients are averaged."""
+    return reduce(count.float(), "mean").clamp(min=1)
+
+
+def shared_contrastive_loss(
+    model: Any,
+    out: Any,
+    there: dict[str, Tensor],
+    keys: dict[str, Tensor],
+    process: tuple[int, int],
+    pair_weights: dict[str, float],
+    matryoshka_weights: list[float] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """
+    `contrastive_loss` of all processes' rows, and of each pair of modalities. Its value is the whole batch's everywhere; what flows
+    back is what it owes to this process's rows, so that processes' mean gradient is one process's.
+
+    out: what the model gave here, with <modality>_embeds, either of all rows or of those that are there, and in training with
+    logit_scale and logit_bias where it has them. process: (index, count) of this process.
+    """
+    here, world = process
+    mine = {}
+    for name, some in there.items():
+        embedded = getattr(out, f"{name}_embeds")
+        if embedded is not None and len(embedded) == len(some):
+            mine[name] = embedded
+            continue
+        rows = torch.zeros(len(some), model.config.embed_dim, device=some.device)  # what a row lacks is zeros
+        mine[name] = rows if embedded is None else rows.to(embedded).index_copy(0, some.nonzero()[:, 0], embedded)
+    whole = {name: gather(rows.detach()).requires_grad_() for name, rows in mine.items()}
+    everywhere = {name: gather(some) for name, some in there.items()}
+    alike = {name: gather(some) for name, some in keys.items()}
+    loss, parts = contrastive_loss(model, whole, everywhere, alike, pair_weights, matryoshka_weights)
+    if not torch.is_grad_enabled():
+        return loss, parts
+
+    # its gradient in the embeddings, carried on through what was embedded here; processes' gradients are averaged afterwards
+    used = {name: out[name] for name in ("logit_scale", "logit_bias") if out.get(name) is not None}
+    grads = torch.autograd.grad(loss, [*whole.values(), *(getattr(model, name) for name in used)], allow_unused=True)
+    carried = loss.new_zeros(())
+    for rows, grad in zip(mine.values(), grads, strict=False):
+        own = slice(here * len(rows), (here + 1) * len(rows))
+        carried = carried + (rows * grad[own]).sum() * world if grad is not None else carried + rows.sum() * 0
+    for value, grad in zip(used.values(), grads[len(mine) :], strict=True):
+        carried = carried + (value * grad if grad is not None else value * 0)
+    return loss.detach() + carried - carried.detach(), parts
+
+
 class ContrastiveTrainer(SealedCheckpoints, Trainer):
     """
     train_dataset and eval_dataset hold rows with `image`, `text` and `audio`, or some of them. `processing_class` is an
-    AlignerProcessor. features: modality -> features of a frozen tower, which the rows of train_dataset index (tower_features.py).
+    AlignerProcessor, or that of a model that also captions, which then learns to by `caption_weight`. features: modality ->
+    features of a frozen tower, which the rows of train_dataset index (tower_features.py). Raises ValueError for a chunk_size, or a
+    caption_weight, that the model can do nothing with.
     """
 
     def __init__(
         self, model: Any, args: ContrastiveConfig, processing_class: Any, features: dict | None = None, **kwargs
     ):
-        kwargs.setdefault("data_collator", ContrastiveCollator(processing_class, features or {}))
+        speaks = model.can_generate()
+        if args.chunk_size and speaks:
+            raise ValueError(f"chunk_size is not for {type(model).__name__}; set gradient_checkpointing to save memory")
+        if args.caption_weight and not speaks:
+            raise ValueError(f"caption_weight={args.caption_weight}: {type(model).__name__} writes no captions")
+        if speaks:
+            kwargs.setdefault("data_collator", CaptionedCollator(processing_class, captions=args.caption_weight > 0))
+        else:
+            kwargs.setdefault("data_collator", ContrastiveCollator(processing_class, features or {}))
         super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
         self.model_accepts_loss_kwargs = False  # a batch's loss is a mean already
         self._components: dict[str, list[Tensor]] = {}
         self._skipped = 0
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        args = self.args
         self._skipped += inputs.pop("skipped", 0)
         there = {name: inputs.pop(f"{name}_there") for name in COLUMNS if f"{name}_there" in inputs}
         keys = {name: inputs.pop(f"{name}_key") for name in there}
-        out = model(**inputs, chunk_size=self.args.chunk_size)
-        core, world, here = self.accelerator.unwrap_model(model), self.args.world_size, self.args.process_index
-
-        # every process's embeddings, each on its row; what a row lacks is zeros
-        mine = {}
-        for name in there:
-            embedded = getattr(out, f"{name}_embeds")
-            rows = embedded.new_zeros(len(there[name]), core.config.embed_dim)
-            mine[name] = rows if not there[name].any() else rows.index_copy(0, there[name].nonzero()[:, 0], embedded)
-        whole = {name: gather(rows.detach()).requires_grad_() for name, rows in mine.items()}
-        everywhere = {name: gather(some) for name, some in there.items()}
-        alike = {name: gather(some) for name, some in keys.items()}
-        args = self.args.pair_weights, self.args.matryoshka_weights
-        loss, parts = contrastive_loss(core, whole, everywhere, alike, *args)
+        if args.chunk_size:
+            inputs["chunk_size"] = args.chunk_size
+        if "labels" in inputs:
+            inputs["num_items_in_batch"] = mean_count((inputs["labels"][:, 1:] != -100).sum())
+        out = model(**inputs)
+        process = args.process_index, args.world_size
+        weights = args.pair_weights, args.matryoshka_weights
+        loss, parts = shared_contrastive_loss(self.accelerator.unwrap_model(model), out, there, keys, process, *weights)
+        if args.caption_weight:
+            parts["caption"] = reduce(out.loss.detach(), "mean")
+            loss = loss + args.caption_weight * out.loss
         for name, part in parts.items():
             self._components.setdefault(f"{name}_loss", []).append(part.detach())
-        if not torch.is_grad_enabled():
-            return (loss, out) if return_outputs else loss
-
-        # its gradient in them, carried on through what was embedded here; processes' gradients are averaged afterwards
-        grads = torch.autograd.grad(loss, [*whole.values(), core.logit_scale, core.logit_bias], allow_unused=True)
-        carried = loss.new_zeros(())
-        for rows, grad in zip(mine.values(), grads, strict=False):
-            own = slice(here * len(rows), (here + 1) * len(rows))
-            carried = carried + (rows * grad[own]).sum() * world if grad is not None else carried + rows.sum() * 0
-        for used, grad in zip((out.logit_scale, out.logit_bias), grads[len(mine) :], strict=True):
-            carried = carried + (used * grad if grad is not None else used * 0)
-        loss = loss.detach() + carried - carried.detach()
         return (loss, out) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
@@ -130,6 +175,6 @@ class ContrastiveTrainer(SealedCheckpoints, Trainer):
             rows = rows.select(range(min(args.eval_examples, len(rows))))
         model = self.accelerator.unwrap_model(self.model)
         embedded = embed_rows(model, self.processing_class, rows, args.eval_batch_size, progress=not args.disable_tqdm)
-        figures = retrieval_figures(embedded, model.config.matryoshka_dimensions)
+        figures = retrieval_figures(embedded, nested_dims(model))
         metrics = {f"{metric_key_prefix}_{name}": figure["value"] for name, figure in figures.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(rows))

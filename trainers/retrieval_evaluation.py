@@ -58,8 +58,8 @@ def embed(
         if len(there):
             read[start + there] = torch.arange(place, place + len(there))
             place += len(there)
-            out = model(**{name: value.to(device) for name, value in batch.items()})
-            parts.append(getattr(out, f"{modality}_embeds").float().cpu())
+            out = getattr(model, f"get_{modality}_features")(**{name: value.to(device) for name, value in batch.items()})
+            parts.append(out.pooler_output.float().cpu())
     model.train(training)
     items = torch.cat(parts) if parts else torch.zeros(0, model.config.embed_dim)
     return items, read[torch.tensor(here, dtype=torch.long)], skipped
@@ -73,6 +73,11 @@ def embed_rows(model: Any, processor: Any, rows: Dataset, batch_size: int = 250,
     out = {name: embed(model, processor, name, list(rows[name]), batch_size, progress) for name in modalities}
     items, index, skipped = ({name: some[i] for name, some in out.items()} for i in range(3))
     return Embedded(items, index, sum(skipped.values()))
+
+
+def nested_dims(model: Any) -> list[int]:
+    """The widths at which a model's embeddings were trained; of one that is not Matryoshka, its only one."""
+    return getattr(model.config, "matryoshka_dimensions", [model.config.embed_dim])
 
 
 def retrieval_figures(embedded: Embedded, dims: list[int], n_bootstrap: int = 1000) -> dict[str, dict]:
@@ -116,7 +121,7 @@ def evaluate_retrieval(
     sound's nearest text is its class's. Raises ValueError for dims that the embeddings have not.
     """
     embedded = embed_rows(model, processor, rows, batch_size)
-    figures = retrieval_figures(embedded, dims or model.config.matryoshka_dimensions)
+    figures = retrieval_figures(embedded, dims or nested_dims(model))
     if "label" in rows.column_names:
         modality = "image" if "image" in embedded.items else "audio"
         r1 = f"{modality}_to_text_r1"  # and with "@dim", but no "r10"
