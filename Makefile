@@ -31,6 +31,8 @@ format: $(VENV)/.installed
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-miniatures: $(VENV)/.installed  ## pretrain the miniature towers anew, into outputs/miniature (about an hour on 2 CPU cores)
+miniatures: $(VENV)/.installed  ## pretrain the miniature towers anew, into outputs/miniature (about an hour and a half on 2 CPU cores)
 	$(RUN) accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/pretrain_language.py --config recipes/miniature/qwen2.yaml
 	$(RUN) accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/pretrain_vision.py --config recipes/miniature/siglip.yaml
+	$(RUN) accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/pretrain_language.py --config recipes/miniature/gpt2.yaml
+	$(RUN) accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/pretrain_vision.py --config recipes/miniature/clip.yaml

@@ -32,6 +32,7 @@ class ContrastiveGPT2Config(PreTrainedConfig):
     mapper_layers: int = 2  # of the transformer
     mapper_num_heads: int | None = None  # None: the language model's
     embed_dim: int = 512
+    num_queries: int = 4  # how many ways a picture's features are averaged for its embedding
     logit_scale_init: float = 14.285714  # 1 / 0.07
     tie_word_embeddings: bool | None = None  # None: as the language model has it
 

@@ -5,7 +5,7 @@ Contrastive GPT-2: a language model that captions behind a visual prefix, and fi
     features        -> mapper            -> prefix (n, k, d_t), which overwrites a picture's k placeholders in the prompt
     prompt, caption -> language model    -> hidden states -> the language model's own head -> logits
     caption alone   -> language model    -> hidden state at its end token -> projection -> text embedding  (embed_dim)
-    features[:, 0]                                                        -> projection -> image embedding (embed_dim)
+    features        -> weighted means                                     -> projection -> image embedding (embed_dim)
 
 Unusual:
 - One language model reads a caption twice: behind the picture, to learn to write it, and alone, to be found by it. Nothing of the
@@ -29,7 +29,7 @@ from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
-from .bridges import Float32Module, MLPAdapter, PerceiverResampler, ProjectionHead
+from .bridges import AttentionPooling, Float32Module, MLPAdapter, PerceiverResampler, ProjectionHead
 from .configuration_contrastive_gpt2 import ContrastiveGPT2Config
 from .contrastive_losses import MAX_LOGIT_SCALE, info_nce
 from .towers import load_text_tower, load_vision_tower, quantize_without
@@ -58,7 +58,7 @@ class ContrastiveGPT2Output(ModelOutput):
     image_hidden_states: Tensor | None = None
 
 
-OURS = ("mapper", "image_projection", "text_projection")
+OURS = ("mapper", "image_pooling", "image_projection", "text_projection")
 
 
 class ContrastiveGPT2PreTrainedModel(PreTrainedModel):
@@ -101,7 +101,8 @@ class ContrastiveGPT2Model(ContrastiveGPT2PreTrainedModel):
             sizes = text.hidden_size, config.prefix_length, config.mapper_layers, heads
             self.mapper = PerceiverResampler(vision.hidden_size, *sizes)
         self.language_model = AutoModel.from_config(text)
-        self.image_projection = ProjectionHead(vision.hidden_size, config.embed_dim)
+        self.image_pooling = AttentionPooling(vision.hidden_size, config.num_queries)
+        self.image_projection = ProjectionHead(vision.hidden_size * config.num_queries, config.embed_dim)
         self.text_projection = ProjectionHead(text.hidden_size, config.embed_dim)
         self.logit_scale = nn.Parameter(torch.empty(()))  # its logarithm
         self.post_init()
@@ -152,7 +153,7 @@ class ContrastiveGPT2Model(ContrastiveGPT2PreTrainedModel):
 
     def embed_images(self, features: Tensor) -> Tensor:
         """Features (n, 1 + p, d_v) -> (n, embed_dim) at unit length."""
-        return nn.functional.normalize(self.image_projection(features[:, 0]), dim=-1)
+        return nn.functional.normalize(self.image_projection(self.image_pooling(features)), dim=-1)
 
     def embed_texts(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Texts (n, l), which end in the end token, padded on either side -> (n, embed_dim) at unit length."""
