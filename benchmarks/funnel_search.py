@@ -24,7 +24,6 @@ over all queries, with the half-width of its 95 % interval. Flat and one contend
 
 import argparse
 import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from transformers import AutoModel, AutoProcessor
 import modeling  # noqa: F401  teaches the Auto classes our models
 import processing  # noqa: F401
 from datasets_scripts import load_rows
+from measure import machine, resident
 from processing.vector_index import VectorIndex
 from trainers.retrieval_evaluation import embed_rows
 from trainers.run_folder import write_json
@@ -159,20 +159,6 @@ def race(searches: dict[str, Callable], queries: np.ndarray, batch: int, rounds:
     return {name: each[1:] for name, each in speeds.items()}
 
 
-def peak() -> str:
-    """GB that this process has held at most (Linux)."""
-    status = Path("/proc/self/status")
-    rows = status.read_text().splitlines() if status.exists() else []
-    return next((f"{int(row.split()[1]) * 1024 / 1e9:.1f} GB" for row in rows if row.startswith("VmHWM")), "unknown")
-
-
-def machine() -> str:
-    cpu = Path("/proc/cpuinfo")
-    names = cpu.read_text().splitlines() if cpu.exists() else []
-    name = next((row.split(":")[1].strip() for row in names if row.startswith("model name")), platform.processor())
-    return f"{name}, {faiss.omp_get_max_threads()} threads"
-
-
 def compare(args: argparse.Namespace, flat: faiss.Index, queries: np.ndarray) -> list[dict]:
     """A row for each contender, shortlist and size of a call."""
     largest, rows = max(args.batch_sizes), []
@@ -250,7 +236,8 @@ def main() -> None:
     dims = sorted({min(args.dim, 2**power) for power in range(4, 14)})
     drawn = shares(flat.reconstruct_n(0, min(10_000, args.num_vectors)), dims)
 
-    print(f"{args.num_vectors} vectors of {args.dim} numbers on {machine()}; faiss {faiss.__version__}, ", end="")
+    here = machine(threads=faiss.omp_get_max_threads())
+    print(f"{args.num_vectors} vectors of {args.dim} numbers on {here}; faiss {faiss.__version__}, ", end="")
     print(f"torch {torch.__version__}; load {load:.1f} before")
     print(f"spectrum of {args.model}, {args.scenes} scenes; a picture and its words: mean cosine {pairs:.3f}")
     for dim, own, other in zip(dims, shares(pictures, dims), drawn, strict=True):
@@ -259,10 +246,10 @@ def main() -> None:
 
     # 3. Each contender beside flat.
     rows = compare(args, flat, queries)
-    print(f"load {os.getloadavg()[0]:.1f} after; this process held {peak()} at most")
+    print(f"load {os.getloadavg()[0]:.1f} after; this process held {resident('VmHWM') * 2**20 / 1e9:.1f} GB at most")
     if args.output is not None:
         protocol = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-        protocol |= {"cosine": cosine, "pairs_cosine": pairs, "machine": machine(), "faiss": faiss.__version__}
+        protocol |= {"cosine": cosine, "pairs_cosine": pairs, "machine": here, "faiss": faiss.__version__}
         protocol["shares"] = {dim: list(both) for dim, *both in zip(dims, shares(pictures, dims), drawn, strict=True)}
         write_json(args.output, {"rows": rows, "protocol": protocol})
 

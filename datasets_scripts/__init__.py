@@ -15,10 +15,16 @@ from datasets import (
 )
 
 from datasets_scripts.canonical import CAPTION_FEATURES, PROMPT, turns
+from datasets_scripts.caption_pairs import caption_pairs
+from datasets_scripts.preference_rows import own_pairs
 
 
 # what is read from `data_dir` by a builder of ours
-IN_FOLDER = ("pictures", "flickr8k", "spoken_captions", "pixmo", "classes")
+IN_FOLDER = ("pictures", "flickr8k", "spoken_captions", "pixmo", "conceptual_captions", "classes")
+# preference rows alone; without data_dir they come from the Hub
+PAIRS = ("ultrafeedback", "rlaif_v")
+# options of caption_pairs, not of a builder
+OF_PAIRS = ("rejected", "seed")
 
 
 class NoSuchSplit(ValueError):
@@ -33,7 +39,8 @@ def split_names(
     dataset: str, rows: str = "caption", data_dir: str | None = None, columns: dict[str, str] | None = None, **options
 ) -> list[str]:
     """The splits that load_rows, asked the same way, can read. Of a folder no row is read; of a Hub id no file but its metadata."""
-    if dataset not in ("scenes", *IN_FOLDER):
+    if dataset not in ("scenes", *IN_FOLDER, *PAIRS):
+        options = {name: value for name, value in options.items() if rows != "preference" or name not in OF_PAIRS}
         return get_dataset_split_names(dataset, options.pop("name", None), data_dir=data_dir, **options)
     try:
         load_rows(dataset, "", rows, data_dir, True, columns, **options)
@@ -56,20 +63,26 @@ def load_rows(
 
     dataset: "scenes" (the miniature world), "pictures" (`data_dir` holds COCO's layout, or pictures with a metadata.jsonl),
     "flickr8k" (`data_dir` holds its pictures and captions; its training rows ask various questions), "spoken_captions" (Flickr8k,
-    each caption spoken too; alignment rows), "pixmo" (`data_dir` holds its parquet files, and the pictures that
-    recipes/download_pictures.py brings), "classes" (`data_dir` holds a folder of pictures or sounds a class), or a Hub id or folder
-    that `datasets.load_dataset` reads. rows: "caption" for one row a caption, "image" for one a picture, "alignment" for one a
-    caption in the columns image, text and audio. columns: for a Hub id or folder without the canonical columns, which of its
-    columns are `image` and `caption` ({"image": "jpg", "caption": "txt"}).
+    each caption spoken too; alignment rows), "pixmo" and "conceptual_captions" (`data_dir` holds links and texts, and the pictures
+    that recipes/download_pictures.py brings), "classes" (`data_dir` holds a folder of pictures or sounds a class), "ultrafeedback"
+    and "rlaif_v" (preference rows, from the Hub or `data_dir`), or a Hub id or folder that `datasets.load_dataset` reads.
+    rows: "caption" for one row a caption, "image" for one a picture, "alignment" for one a caption in the columns image, text and
+    audio, "preference" for pairs in the columns images, prompt, chosen, rejected, image_id and flaw: a data set's own, or its
+    captions against `rejected`="shuffled" or "swapped" ones by `seed` (caption_pairs.py). columns: for a Hub id or folder without
+    the canonical columns, which of its columns are `image` and `caption` ({"image": "jpg", "caption": "txt"}).
     streaming: read as it is asked for. Further options go to the builder. Raises ValueError where columns or splits are missing.
     """
-    if columns and dataset in ("scenes", *IN_FOLDER):
+    if columns and dataset in ("scenes", *IN_FOLDER, *PAIRS):
         raise ValueError(f"columns are for a Hub id; {dataset!r} has the canonical ones")
     if dataset == "scenes":
         from datasets_scripts.scenes import Scenes
 
-        options.setdefault("config_name", "alignment" if rows == "alignment" else "captions")
+        options.setdefault("config_name", {"alignment": "alignment", "preference": "preferences"}.get(rows, "captions"))
         return _built(Scenes(**options), split, streaming)
+    if rows == "preference":
+        return _preferences(dataset, split, data_dir, streaming, columns, **options)
+    if dataset in PAIRS:
+        raise ValueError(f"{dataset} has rows='preference', not {rows!r}")
     if rows == "alignment" and dataset not in ("classes", "spoken_captions"):
         told = load_rows(dataset, split, "caption", data_dir, streaming, columns, **options)
         return _aligned(told)
@@ -88,6 +101,8 @@ def load_rows(
             return _built(SpokenCaptions(data_dir=data_dir, **options), split, streaming)
         if dataset == "pixmo":
             from datasets_scripts.pixmo import Pixmo as Pictures
+        elif dataset == "conceptual_captions":
+            from datasets_scripts.conceptual_captions import ConceptualCaptions as Pictures
         elif dataset == "flickr8k":
             from datasets_scripts.flickr8k import Flickr8k as Pictures
         elif (Path(data_dir) / "annotations").is_dir():
@@ -96,7 +111,55 @@ def load_rows(
             from datasets_scripts.picture_folder import PictureFolder as Pictures
         return _built(Pictures(data_dir=data_dir, rows=rows, **options), split, streaming)
     loaded = load_dataset(dataset, split=split, data_dir=data_dir, streaming=streaming, **options)
-    there = loaded.column_names or list(next(iter(loaded), {}))
+    return _captions(loaded, dataset, split, columns)
+
+
+def _preferences(
+    dataset: str, split: str, data_dir: str | None, streaming: bool, columns: dict[str, str] | None, **options
+) -> Dataset | IterableDataset:
+    if dataset in ("classes", "spoken_captions") or (dataset == "pixmo" and options.get("config_name") == "questions"):
+        raise ValueError(
+            f"{dataset} has no preference rows, nor captions to make pairs of; take scenes, {', '.join(PAIRS)}, or pictures with "
+            "captions: flickr8k, conceptual_captions, pixmo's, a folder of your own"
+        )
+    if dataset in PAIRS:
+        if dataset == "ultrafeedback":
+            from datasets_scripts.ultrafeedback import SPLITS, pairs
+        else:
+            from datasets_scripts.rlaif_v import SPLITS, pairs
+        if split not in SPLITS:
+            raise NoSuchSplit(dataset, split, list(SPLITS))
+        loaded = pairs(split, data_dir=data_dir, **options)
+        return loaded.to_iterable_dataset() if streaming else loaded
+    how = {name: options.pop(name) for name in OF_PAIRS if name in options}
+    where = f"{data_dir or dataset}, {split}"
+    if dataset in IN_FOLDER:
+        return caption_pairs(load_rows(dataset, split, "caption", data_dir, streaming, **options), where=where, **how)
+    loaded = load_dataset(dataset, split=split, data_dir=data_dir, streaming=streaming, **options)
+    there = set(_column_names(loaded))
+    if {"chosen", "rejected"} <= there:
+        if how or columns:
+            raise ValueError(
+                f"{dataset} has pairs of its own, in chosen and rejected: leave out {', '.join(how) or 'columns'}"
+            )
+        return own_pairs(loaded, where, split)
+    if not columns and not {"images", "prompt", "completion"} <= there:
+        raise ValueError(
+            f"{dataset} ({split}) has no preference rows: neither chosen and rejected, nor captions to make pairs of; it has "
+            f"{sorted(there)}. If there is a picture and its caption, say which: columns: {{image: NAME, caption: NAME}}"
+        )
+    return caption_pairs(_captions(loaded, dataset, split, columns), where=where, **how)
+
+
+def _column_names(loaded: Dataset | IterableDataset) -> list[str]:
+    return loaded.column_names or list(next(iter(loaded), {}))
+
+
+def _captions(
+    loaded: Dataset | IterableDataset, dataset: str, split: str, columns: dict[str, str] | None
+) -> Dataset | IterableDataset:
+    """Rows of a Hub id or folder as captioning rows."""
+    there = _column_names(loaded)
     wanted = set(columns.values()) if columns else {"images", "prompt", "completion"}
     if missing := wanted - set(there):
         raise ValueError(

@@ -6,18 +6,25 @@ OnnxAligner: what recipes/export.py leaves behind, run by ONNX Runtime. PyTorch 
 Travels in the exported folder, beside graphs and processor. Needs onnxruntime, transformers and, for pictures, pillow.
 
 Unusual: pictures and texts are prepared by a processor without ears, because some of transformers' feature extractors (that of an
-audio-spectrogram-transformer) cannot even be made without PyTorch. Whisper's can.
+audio-spectrogram-transformer) cannot even be made without PyTorch. Whisper's can. ONNX Runtime is told to report nothing.
 """
 
 import json
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+
+# before the import, which else keeps an identifier of this machine and reports the process to Microsoft (its Privacy.md)
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import numpy as np
 import onnxruntime
 from transformers import AutoProcessor
 
+
+onnxruntime.disable_telemetry_events()  # where it was imported earlier, or is a build that does not read the variable
 
 FORMAT = 1
 

@@ -66,7 +66,9 @@ class Recipe:
     dataset: str = "scenes"
     data_dir: str | None = None
     dataset_options: dict | str | None = None  # of the builder
-    test_options: dict | str | None = None  # of the builder, for validation and test, where they differ
+    test_options: dict | str | None = (
+        None  # of the builder, for what is searched in validation and test, where they differ
+    )
     test_split: str | None = None  # None: the validation split
 
     # What a contrastive GPT-2 writes of the test's pictures at the end
@@ -187,7 +189,7 @@ def main(recipe: Recipe, args: ContrastiveConfig) -> None:
             test = load_rows(recipe.dataset, split, **options | recipe.test_options)
         pictures = None
         if model.can_generate() and recipe.caption_metrics:
-            pictures = load_rows(recipe.dataset, split, **options | recipe.test_options | {"rows": "image"})
+            pictures = load_rows(recipe.dataset, split, **options | {"rows": "image"})
             pictures = pictures.take(min(recipe.caption_examples or len(pictures), len(pictures)))
         print(f"\n{report(judge(trainer, test, pictures, recipe))}\n\nmodel and scores: {folder}")
 

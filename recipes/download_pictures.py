@@ -3,12 +3,14 @@ Download the pictures of a data set that is published as links: those its splits
 
     python recipes/download_pictures.py --dataset pixmo --data_dir DIR                             20,000 pictures of PixMo-Cap
     python recipes/download_pictures.py --dataset pixmo --data_dir DIR --config_name questions     … of PixMo-AskModelAnything
+    python recipes/download_pictures.py --dataset conceptual_captions --data_dir DIR               12,000 of Conceptual Captions
     python recipes/download_pictures.py --dataset pixmo --data_dir DIR --dataset_options '{"num_train": 1000}' --workers 64
 
-Links and texts come first, from the Hub (PixMo-Cap: 1.1 GB; pin them with --revision COMMIT), unless they lie in DIR already; from
-another place there with --repo_id (allenai/pixmo-cap-qa has questions too: give it a DIR of its own). It may be killed at any
-moment; the same command goes on from there. Dead links are counted, and asked again only with --retry_dead true. Whoever serves the
-pictures sees --user_agent: put an address into it, so that they can write to you. All fields of link_download.Limits are options.
+Links and texts come first, from the Hub (PixMo-Cap: 1.1 GB, Conceptual Captions: 0.4 GB; pin them with --revision COMMIT), unless
+they lie in DIR already; from another place there with --repo_id (allenai/pixmo-cap-qa has questions too: give it a DIR of its own).
+Of Conceptual Captions more links are asked for than pictures are wanted, for many are dead. It may be killed at any moment; the
+same command goes on from there. Dead links are counted, and asked again only with --retry_dead true. Whoever serves the pictures
+sees --user_agent: put an address into it, so that they can write to you. All fields of link_download.Limits are options.
 """
 
 import sys
@@ -18,6 +20,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from transformers import HfArgumentParser
 
+from datasets_scripts.conceptual_captions import ConceptualCaptionsConfig
 from datasets_scripts.link_download import Limits, Offline, download
 from datasets_scripts.picture_links import Links
 from datasets_scripts.pixmo import PixmoConfig
@@ -28,6 +31,7 @@ from trainers.run_folder import read_settings
 # which links its splits ask for (links).
 DATASETS: dict[str, Any] = {
     "pixmo": PixmoConfig,
+    "conceptual_captions": ConceptualCaptionsConfig,
 }
 
 

@@ -1,17 +1,21 @@
 """
-Score a captioner, or an aligner (--metrics retrieval). The same model scored twice gives the same files.
+Score a captioner, an aligner (--metrics retrieval), or what a captioner prefers (--metrics preference_accuracy). The same model
+scored twice gives the same files.
 
     python recipes/evaluate.py --model DIR_OR_HUB_ID --dataset scenes --split test --output DIR
     python recipes/evaluate.py --model DIR_OR_HUB_ID --dataset pictures --data_dir FOLDER --split validation --output DIR
     python recipes/evaluate.py --model DIR_OR_HUB_ID --dataset scenes --split test --metrics chair pope --spin --output DIR
     python recipes/evaluate.py --model DIR_OR_HUB_ID --dataset scenes --split test --metrics retrieval --output DIR
+    python recipes/evaluate.py --model DIR_OR_HUB_ID --dataset scenes --split test --metrics preference_accuracy --output DIR
+    python recipes/evaluate.py --model DIR_OR_HUB_ID --dataset scenes --split test --baseline EARLIER_OUTPUT --output DIR
 
 Writes metrics.json (each figure with its 95 % interval, and the protocol that decides them: data fingerprint, prompt, decoding,
 metric versions, model revision), for captions predictions.jsonl and contact_sheet.png, for pope its questions and their answers as
 pope.jsonl. Works for any HF vision–language model.
 
 Unusual: what chair and pope hold to be there is what the rows' `regions` name (COCO's instances, a scene's objects). pope's
-questions are made of it, so it can be had of any split, of scenes as of COCO.
+questions are made of it, so it can be had of any split, of scenes as of COCO. --baseline says how often these captions are better
+than an earlier run's: of scenes by the truth, of other pictures by a judge that is named.
 """
 
 from dataclasses import dataclass, field
@@ -29,8 +33,12 @@ from modeling.attention_amplification import PAIConfig, enable_pai
 from modeling.contrastive_decoding import VCDConfig, enable_vcd
 from modeling.head_suppression import chosen_spin, enable_spin
 from trainers.captioning_evaluation import evaluate_captions, report
+from trainers.preference_evaluation import Baseline, evaluate_preferences
 from trainers.retrieval_evaluation import evaluate_retrieval
 from trainers.run_folder import read_settings
+
+
+ALONE = {"retrieval": "alignment", "preference_accuracy": "preference"}  # what captions nothing -> the rows it takes
 
 
 @dataclass
@@ -51,8 +59,12 @@ class Arguments:
         default=None, metadata={"nargs": "+"}
     )
     synonyms: str | None = None  # for chair: the official synonyms.txt, in place of this project's own words
-    judge_url: str | None = None  # for llm_judge: an OpenAI-compatible address, http://localhost:8000/v1
+    judge_url: str | None = None  # for llm_judge and baseline: an OpenAI-compatible address, http://localhost:8000/v1
     judge_model: str | None = None  # … and a model that it serves; OPENAI_API_KEY is sent if it is set
+    clip_model: str | None = None  # for clip_score: a CLIP or SigLIP, as openai/clip-vit-base-patch32, the paper's
+    clip_revision: str | None = None  # … of a Hub id: branch, tag or commit; recorded as a commit
+    baseline: str | None = None  # folder of an earlier run on the same rows: how often are these captions better
+    reward_model: str | None = None  # for baseline: a model whose rewards say which are; default: of scenes, the truth
     batch_size: int = 50
     max_new_tokens: int = 64
     num_beams: int = 1
@@ -87,21 +99,26 @@ def weights_revision(model: str, revision: str | None) -> str:
 def main(args: Arguments) -> None:
     # 1. The model and its processor, pinned.
     exact = weights_revision(args.model, args.revision)
-    looks_up = "retrieval" in (args.metrics or [])
-    if looks_up and len(args.metrics) > 1:
-        raise ValueError(f"retrieval scores embeddings, the others words: ask for it alone, not with {args.metrics}")
+    alone = next((name for name in args.metrics or [] if name in ALONE), None)
+    if alone and len(args.metrics) > 1:
+        raise ValueError(f"{alone} scores no captions, as the others do: ask for it alone, not with {args.metrics}")
+    captioning = {name: getattr(args, name) for name in ("blind_control", "baseline", "spin", "vcd", "pai")}
+    if alone and (vain := [name for name, value in captioning.items() if value not in (None, False)]):
+        raise ValueError(f"{', '.join(vain)}: {alone} captions nothing; leave it out")
+    if args.reward_model and not args.baseline:
+        raise ValueError("reward_model judges between captions and those of a baseline, and none is named")
     common = {"trust_remote_code": args.trust_remote_code}
     if not Path(args.model).is_dir():
         common["revision"] = exact
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    kind = AutoModel if looks_up else AutoModelForImageTextToText
+    kind = AutoModel if alone == "retrieval" else AutoModelForImageTextToText
     model = kind.from_pretrained(args.model, dtype=args.dtype, **common).eval().to(device)
     processor = AutoProcessor.from_pretrained(args.model, **common)
 
     # 2. The rows to be judged by, one a picture.
     options = read_settings("dataset_options", args.dataset_options)
     columns = read_settings("columns", args.columns) or None
-    one = "alignment" if looks_up else "image"
+    one = ALONE.get(alone, "image")
     rows = load_rows(args.dataset, args.split, rows=one, data_dir=args.data_dir, columns=columns, **options)
     if args.num_examples is not None:
         rows = rows.select(range(min(args.num_examples, len(rows))))
@@ -109,8 +126,10 @@ def main(args: Arguments) -> None:
 
     # 3. Captions and answers, and what they are worth.
     protocol = {"dataset": args.dataset, "split": args.split, "model": args.model, "revision": exact}
-    if looks_up:
-        figures = evaluate_retrieval(model, processor, rows, Path(args.output), protocol, args.batch_size, args.dims)
+    if alone:
+        given = (model, processor, rows, Path(args.output), protocol, args.batch_size)
+        looks_up = alone == "retrieval"
+        figures = evaluate_retrieval(*given, args.dims) if looks_up else evaluate_preferences(*given, args.strict)
         print(f"\n{report(figures)}\n\nscores and what they are of: {args.output}")
         return
     if args.spin is not None:
@@ -122,10 +141,15 @@ def main(args: Arguments) -> None:
             how = kind.from_words(words)
             enable(model, how)
             protocol[name] = how.to_dict()
+    clip_revision = weights_revision(args.clip_model, args.clip_revision) if args.clip_model else None
+    judge = {"judge_url": args.judge_url, "judge_model": args.judge_model}
+    baseline = Baseline(args.baseline, args.reward_model, **judge) if args.baseline else None
+    if args.reward_model:
+        protocol["reward_model"] = {"model": args.reward_model, "revision": weights_revision(args.reward_model, None)}
     figures = evaluate_captions(
         model, processor, rows, metrics, Path(args.output), protocol,
         batch_size=args.batch_size, blind_control=args.blind_control, strict=args.strict, synonyms=args.synonyms,
-        judge_url=args.judge_url, judge_model=args.judge_model,
+        clip_model=args.clip_model, clip_revision=clip_revision, baseline=baseline, **judge,
         max_new_tokens=args.max_new_tokens, num_beams=args.num_beams,
     )  # fmt: skip
 

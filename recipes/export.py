@@ -155,7 +155,7 @@ def main(args: Arguments) -> None:
 
 def export(args: Arguments, work: Path) -> None:
     """Leaves the folder as `work`/done."""
-    from processing import onnx_aligner
+    from processing import onnx_aligner  # before any other import of onnxruntime: it keeps that from reporting
 
     # 1. The model, and rows to hold its graphs against.
     model = AutoModel.from_pretrained(args.model, revision=args.revision, dtype="float32").eval()

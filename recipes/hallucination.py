@@ -30,22 +30,12 @@ from modeling.attention_amplification import PAIConfig, pai
 from modeling.contrastive_decoding import VCDConfig, vcd
 from modeling.head_suppression import SpinConfig, spin
 from trainers.captioning_evaluation import answer_questions, generate_captions
+from trainers.over_seeds import interval
 from trainers.run_folder import write_jsonl, write_text
 from trainers.scoring import score, score_answers
 
 
 METHODS = {"greedy": None, "spin": (SpinConfig, spin), "vcd": (VCDConfig, vcd), "pai": (PAIConfig, pai)}
-STUDENT = (
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-)  # 97.5 % points of t for 1, 2, … degrees of freedom
 F1_ALLOWED = 0.01  # what a chosen setting may cost
 
 
@@ -104,14 +94,6 @@ def measure(model, processor, rows, questions, args: Arguments) -> dict[str, flo
         parts = [figures[f"pope_{strategy}_{name}"] for strategy in ("random", "popular", "adversarial")]
         figures[f"pope_{name}"] = float(np.mean(parts))
     return figures | {"tokens_per_second": tokens / seconds}
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Mean and half the width of its 95 % interval (NaN for one value)."""
-    if len(values) < 2:
-        return float(values.mean()), float("nan")
-    point = STUDENT[len(values) - 2] if len(values) - 2 < len(STUDENT) else 2.2
-    return float(values.mean()), float(point * values.std(ddof=1) / len(values) ** 0.5)
 
 
 class Results:

@@ -24,7 +24,7 @@ from datasets_scripts.pope_questions import questions_about
 from trainers.captioning_data import pictures_of, prompt_text
 from trainers.pictures import contact_sheet
 from trainers.run_folder import write_json, write_jsonl
-from trainers.scoring import JUDGE, judged, metric_version, score, score_answers
+from trainers.scoring import CLIP, JUDGE, check_clip, clip_scored, judged, metric_version, score, score_answers
 
 
 logger = logging.get_logger(__name__)
@@ -123,10 +123,10 @@ def answer_questions(
     return [said[question["image_id"], question["question"]] for question in questions]
 
 
-def dataset_fingerprint(rows: Dataset) -> str:
+def dataset_fingerprint(rows: Dataset, columns: tuple[str, ...] = ("image_id", "prompt", "references")) -> str:
     """A hash of what was asked of which pictures and what was held to be right; changes with any of them."""
     digest = sha256()
-    for column in ("image_id", "prompt", "references"):
+    for column in columns:
         digest.update(json.dumps(list(rows[column]), ensure_ascii=False).encode())
     return digest.hexdigest()[:16]
 
@@ -144,6 +144,9 @@ def evaluate_captions(
     synonyms: str | Path | None = None,
     judge_url: str | None = None,
     judge_model: str | None = None,
+    clip_model: str | None = None,
+    clip_revision: str | None = None,
+    baseline: Any = None,
     **generation,
 ) -> dict:
     """
@@ -151,18 +154,22 @@ def evaluate_captions(
     captions predictions.jsonl and contact_sheet.png, for pope pope.jsonl.
 
     `blind_control` adds blind_scene_f1 or, without scenes, blind_cider. synonyms: of COCO's objects, for chair. judge_url and
-    judge_model: whom llm_judge asks. Rows whose pictures cannot be read are left out and named in the protocol; `strict` raises
-    ValueError instead. Raises ValueError as `score`, `judged`, `questions_about` and `score_answers` do; for `blind_control` and
-    `synonyms` where there is nothing to use them for.
+    judge_model: whom llm_judge asks. clip_model: by what clip_score looks. baseline: a Baseline (preference_evaluation.py), an
+    earlier run to compare with. Rows whose pictures cannot be read are left out and named in the protocol; `strict` raises
+    ValueError instead. Raises ValueError as `score`, `judged`, `clip_scored`, `Baseline`, `questions_about` and `score_answers` do;
+    for `blind_control`, `synonyms`, `clip_model` and `baseline` where there is nothing to use them for.
     """
     # what is asked for in vain is to be known before hours of captioning
-    captioned = [name for name in metrics if name not in ("pope", JUDGE)]
+    captioned = [name for name in metrics if name not in ("pope", JUDGE, CLIP)]
     if JUDGE in metrics and not (judge_url and judge_model):
         raise ValueError("llm_judge asks a server, and there is no default: say whom (judge_url and judge_model)")
-    versions = {name: metric_version(name) for name in metrics}
-    speaks = bool(captioned) or JUDGE in metrics
-    if blind_control and not captioned:
-        raise ValueError("blind_control captions pictures unseen, and pope alone captions none; leave one of them out")
+    check_clip(metrics, rows, clip_model)
+    versions = {name: metric_version(name) for name in [*metrics, *(["win_rate"] if baseline else [])]}
+    speaks = any(name != "pope" for name in metrics)
+    if (blind_control or baseline) and not speaks:
+        raise ValueError("blind_control and baseline are of captions, and pope alone captions none; leave one out")
+    if baseline is not None:
+        baseline.check(rows, output_dir)
     if synonyms is not None:
         if "chair" not in metrics:
             raise ValueError(f"synonyms are for the metric chair; asked for are {', '.join(metrics)}")
@@ -171,7 +178,7 @@ def evaluate_captions(
     score(captioned, [""] * len(rows), rows, synonyms)
 
     generation = {"do_sample": False, "max_new_tokens": 64} | generation
-    figures: dict[str, dict] = {}
+    figures, told = {}, {}
     used, unreadable = rows, []
     if speaks:
         captions = generate_captions(model, processor, rows, batch_size, strict=strict, **generation)
@@ -180,6 +187,12 @@ def evaluate_captions(
         figures |= score(captioned, predictions, used, synonyms)
         if JUDGE in metrics:
             figures |= judged(predictions, used, judge_url, judge_model)
+        if CLIP in metrics:
+            found, told[CLIP] = clip_scored(predictions, used, clip_model, clip_revision)
+            figures |= found
+        if baseline is not None:
+            found, told["win_rate"] = baseline.compare(captions, rows, batch_size)
+            figures |= found
         if blind_control:
             name = "scene_f1" if "scene_f1" in metrics else "cider"
             unseen = generate_captions(model, processor, used, batch_size, blind=True, **generation)
@@ -207,6 +220,7 @@ def evaluate_captions(
         **({"prompt": prompt_text(processor, rows[0])} if speaks else {}),
         **({"judge": {"base_url": judge_url, "model": judge_model}} if JUDGE in metrics else {}),
         **({"pope": how} if questions else {}),
+        **told,
         "generation": generation,
         "batch_size": batch_size,
         "dtype": str(model.dtype),

@@ -61,6 +61,25 @@ def each_once(values: Iterable, key: Callable[[Any], Any] = identity) -> tuple[l
     return once, list(known), indices
 
 
+class CachedFeatures:
+    """
+    Features by index, from `feature_shards`' rows: each of `shape`, of which one length may be -1, in the tower's dtype. Raises
+    `unreadable` where there are none.
+    """
+
+    def __init__(self, table: Dataset, shape: tuple[int, ...], dtype: torch.dtype, unreadable: type[Exception]):
+        self._table, self._shape, self._dtype, self._unreadable = table, shape, dtype, unreadable
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> Tensor:
+        row = self._table[index]
+        if row["problem"] is not None:
+            raise self._unreadable(row["problem"])
+        return torch.frombuffer(bytearray(row["patches"]), dtype=self._dtype).view(self._shape)
+
+
 def feature_shards(
     folder: str | Path | None,
     what: str,

@@ -57,8 +57,8 @@ def contact_sheet(
 
 def loss_plot(log: list[dict], path: str | Path) -> None:
     """
-    Write a PNG of a Trainer's `log_history`: every loss, every other `eval_…` figure in a panel of its own, the
-    learning rate below. A value that is not finite cannot be drawn and is counted in the legend.
+    Write a PNG of a Trainer's `log_history`: every loss; of preferences, how many pairs are right and alpha; every other `eval_…`
+    figure; the learning rate below. A value that is not finite cannot be drawn and is counted in the legend.
     """
     from matplotlib.figure import Figure  # a Figure of its own, not pyplot: no state that a notebook shares
 
@@ -71,6 +71,7 @@ def loss_plot(log: list[dict], path: str | Path) -> None:
     metrics = [n for n in curves if n.startswith("eval_") and not n.endswith(("loss", *speeds))]
     panels = {
         "loss": [n for n in curves if n.endswith("loss")],
+        "preference": [n for n in curves if n in ("rewards/accuracies", "alpha")],
         "evaluation": metrics,
         "learning rate": [n for n in curves if n == "learning_rate"],
     }

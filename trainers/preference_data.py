@@ -39,6 +39,11 @@ class PairCollator(PreferenceCollator):
         del batch["margin"]
         batch |= {"used": used, "image_repeats": batch.pop("answers")}
         if self.contrasts:
+            if bare := [name for row, name in zip(rows, batch["row"], strict=True) if not row["images"]]:
+                raise ValueError(
+                    f"the contrastive loss needs pictures, and {', '.join(bare[:3])} has none; set alpha_start and alpha_end to 0, "
+                    "or trainer: dpo"
+                )
             said = ["\n".join(map(_words, row["chosen"])).strip() for row in rows]
             batch |= {f"text_{name}": value for name, value in self.processor.encode_text(said).items()}
             pictures = [key_of("image", row["images"][0]) if keep else -1 for row, keep in zip(rows, used, strict=True)]

@@ -58,7 +58,9 @@ def embed(
         if len(there):
             read[start + there] = torch.arange(place, place + len(there))
             place += len(there)
-            out = getattr(model, f"get_{modality}_features")(**{name: value.to(device) for name, value in batch.items()})
+            out = getattr(model, f"get_{modality}_features")(
+                **{name: value.to(device) for name, value in batch.items()}
+            )
             parts.append(out.pooler_output.float().cpu())
     model.train(training)
     items = torch.cat(parts) if parts else torch.zeros(0, model.config.embed_dim)

@@ -20,26 +20,7 @@ from torch import Tensor
 from datasets_scripts.open_picture import UnreadablePicture
 from modeling.towers import fingerprint
 from trainers.contrastive_data import PARTS, ContrastiveCollator, UnreadableSound
-from trainers.feature_shards import each_once, feature_shards
-
-
-class TowerFeatures:
-    """Features (tokens, d) by index, in the tower's dtype. Raises UnreadablePicture or UnreadableSound where there are none."""
-
-    def __init__(self, table: Dataset, modality: str, width: int, dtype: torch.dtype):
-        self.modality = modality
-        self.width = width
-        self.dtype = dtype
-        self._table = table
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def __getitem__(self, index: int) -> Tensor:
-        row = self._table[index]
-        if row["problem"] is not None:
-            raise (UnreadableSound if self.modality == "audio" else UnreadablePicture)(row["problem"])
-        return torch.frombuffer(bytearray(row["patches"]), dtype=self.dtype).view(-1, self.width)
+from trainers.feature_shards import CachedFeatures, each_once, feature_shards
 
 
 @torch.no_grad()
@@ -52,9 +33,10 @@ def cache_tower_features(
     batch_size: int = 64,
     process: tuple[int, int] = (0, 1),
     wait: Any = lambda: None,
-) -> tuple[dict[str, TowerFeatures], Dataset]:
+) -> tuple[dict[str, CachedFeatures], Dataset]:
     """
-    The features of what `rows` hold of these modalities ("image", "text", "audio"), and rows whose columns are indices into them.
+    The features (tokens, d) of what `rows` hold of these modalities ("image", "text", "audio"), and rows whose columns are indices
+    into them. A feature of what could not be read raises UnreadablePicture or UnreadableSound when it is asked for.
 
     folder: default, beside the datasets' cache. process: (index, count) of this process among those that share the work; `wait`
     returns when all have come there. Raises ValueError for a modality whose tower learns, OSError where the disk is too small.
@@ -112,6 +94,7 @@ def cache_tower_features(
         table = feature_shards(
             folder, f"{part}_features", made_of, len(once), sample.nbytes, compute, process, wait,
         )  # fmt: skip
-        features[modality] = TowerFeatures(table, modality, sample.shape[-1], sample.dtype)
+        problem = UnreadableSound if modality == "audio" else UnreadablePicture
+        features[modality] = CachedFeatures(table, (-1, sample.shape[-1]), sample.dtype, problem)
         rows = rows.remove_columns(modality).add_column(modality, indices)
     return features, rows

@@ -24,27 +24,15 @@ from torch.utils.data import DataLoader
 from datasets_scripts.open_picture import UnreadablePicture, open_picture
 from modeling.towers import fingerprint
 from trainers.captioning_data import BLANK
-from trainers.feature_shards import each_once, feature_shards
+from trainers.feature_shards import CachedFeatures, each_once, feature_shards
 
 
-class VisionFeatures:
+class VisionFeatures(CachedFeatures):
     """Features of pictures by index: (rows, columns, d_v) in the tower's dtype. Raises UnreadablePicture where there are none."""
 
     def __init__(self, table: Dataset, grid: tuple[int, int], dtype: torch.dtype, blank: Tensor):
-        self.grid = grid
-        self.dtype = dtype
-        self.blank = blank
-        self._table = table
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def __getitem__(self, index: int) -> Tensor:
-        row = self._table[index]
-        if row["problem"] is not None:
-            raise UnreadablePicture(row["problem"])
-        values = torch.frombuffer(bytearray(row["patches"]), dtype=self.dtype)
-        return values.view(*self.grid, -1)
+        super().__init__(table, (*grid, -1), dtype, UnreadablePicture)
+        self.grid, self.blank = grid, blank
 
 
 def index_pictures(rows: Dataset) -> tuple[list[dict], list[str], list[list[int]]]:

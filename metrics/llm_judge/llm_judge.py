@@ -12,8 +12,12 @@ Answers and captions judged by a language model behind any OpenAI-compatible add
 
 Unusual: it asks nobody unless told whom: there is no default address. A verdict that cannot be read is counted and left out of the
 other figures, never guessed. What is judged is sent as one JSON object and called data by the rubric, whatever it says about
-scores; a judge may still be talked over. Verdicts are kept on disk, by the address, the model and every word that was sent: a run
-that was killed goes on, and one that is repeated asks nothing. The key comes from the environment and goes to that address alone.
+scores; a judge may still be talked over. The key comes from the environment and goes to that address alone.
+
+Verdicts are kept in `cache_dir`, by default where evaluate keeps a metric's files: $HF_METRICS_CACHE/llm_judge/default/verdicts, in
+~/.cache/huggingface/metrics if nothing else is set. A file is named by the hash of the address, the model, the request's fields and
+every word and picture sent (rubric, question, references, answer or pair in its order): a run that was killed goes on, and one that
+is repeated asks nothing. It cannot know that an address now serves other weights under the same name: then name another cache_dir.
 
 Figures of different models, rubrics or requests cannot be compared: `llm_judge_protocol` says which. Nothing here was held against
 human judgement.
@@ -141,8 +145,8 @@ class LlmJudge(evaluate.Metric):
         pair both, None where it cannot be read; "llm_judge_rubric"; "llm_judge_protocol".
 
         images: for each record a picture's file or bytes, for a judge that sees. request: further fields of a request, in place of
-        REQUEST's; None leaves one out: {"max_tokens": None, "max_completion_tokens": 2000}. cache_dir: where verdicts are kept, by
-        default where evaluate keeps its files. timeout: seconds a request may take; time_limit: all of them.
+        REQUEST's; None leaves one out: {"max_tokens": None, "max_completion_tokens": 2000}. cache_dir: where verdicts are kept (see
+        above). timeout: seconds a request may take; time_limit: all of them.
 
         Raises ValueError, naming what is missing or the record, for no address, no model, lists of different lengths and what is
         no text, and where not one verdict can be read; ConnectionError and TimeoutError as Endpoint.ask_all does.

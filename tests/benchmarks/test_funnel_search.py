@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import json
 import re
+import resource
 import sys
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def test_it_prints_every_ratio_and_writes_them(benchmark, tmp_path, monkeypatch,
     command += "--shortlist 2 60 --num_queries 40 --cosine 0.9 --rounds 2 --output found.json"
     monkeypatch.setattr(sys, "argv", command.split())
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("faiss.omp_get_max_threads", lambda: 977)  # PyTorch's are others
     monkeypatch.chdir(tmp_path)
     benchmark.main()
     out = capsys.readouterr().out
@@ -74,7 +76,9 @@ def test_it_prints_every_ratio_and_writes_them(benchmark, tmp_path, monkeypatch,
         assert 0 <= least <= middle <= greatest and 0 < recall <= 1
         if row[:2] == ("funnel", "600"):
             assert recall == 1
-    assert "600 vectors of 32 numbers" in out
+    assert re.search(r"^600 vectors of 32 numbers on .+, 977 threads; faiss ", out, re.MULTILINE)
+    held = re.search(rf"this process held {number} GB at most", out)[1]
+    assert float(held) == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, abs=0.1)
     assert "40 queries, perturbed to a mean cosine of 0.900" in out
     said = {
         row[0]: (float(row[1]), float(row[2]))
@@ -89,6 +93,7 @@ def test_it_prints_every_ratio_and_writes_them(benchmark, tmp_path, monkeypatch,
         len(written["rows"]) == 12
         and written["protocol"]["num_vectors"] == 600
         and written["protocol"]["cosine"] == 0.9
+        and written["protocol"]["machine"].endswith(", 977 threads")
     )
 
 

@@ -22,8 +22,9 @@ KEY = "sk-test-0123456789abcdef"
 
 
 @pytest.fixture(scope="module")
-def judge() -> evaluate.Metric:
-    return evaluate.load(str(FOLDER), keep_in_memory=True)
+def judge(tmp_path_factory) -> evaluate.Metric:
+    """What it keeps by default is of this run alone: a server of an earlier one had, perhaps, the same port."""
+    return evaluate.load(str(FOLDER), cache_dir=str(tmp_path_factory.mktemp("evaluate")), keep_in_memory=True)
 
 
 @pytest.fixture
@@ -296,6 +297,30 @@ def test_a_repeated_run_asks_nothing_and_another_question_is_asked(ask, server, 
     assert len(server.asked) == 28 and other["llm_judge_protocol"]["rubric"] != first["llm_judge_protocol"]["rubric"]
 
 
+def test_verdicts_lie_where_the_metric_says_unless_told_where(server, code, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path)
+    kept = tmp_path / "llm_judge/default/verdicts"
+    assert f"$HF_METRICS_CACHE/{kept.relative_to(tmp_path)}" in code.__doc__
+    module = evaluate.load(str(FOLDER), keep_in_memory=True)
+    told = {"predictions": PREDICTIONS, "references": REFERENCES, "questions": QUESTIONS, "n_bootstrap": 50}
+    told |= {"base_url": server.url, "model": "judge"}
+    module.compute(**told, cache_dir=str(tmp_path / "elsewhere"))
+    assert not kept.exists()
+    module.compute(**told)
+    assert len(list(kept.glob("*.json"))) == 4 and len(server.asked) == 8
+
+
+def test_a_pair_is_kept_apart_from_the_same_words_otherwise(ask, server):
+    """Scored, or compared with others, or with the sides exchanged: what was said of one is no verdict on the other."""
+    server.reply = lambda body: better(body) if "first" in shown(body) else scored(body)
+    some = {"predictions": ["a boat", "a red square"], "references": [["x"], ["x"]], "questions": None}
+    ask(**some)
+    ask(**some, against=["a red square", "a boat"])  # each pair both ways round, and the second is the first turned
+    assert len(server.asked) == 2 + 2
+    ask(**some, against=["a red square", "a b"])
+    assert len(server.asked) == 4 + 2
+
+
 def test_what_is_alike_is_asked_once(ask, server):
     result = ask(predictions=["a boat", "something", "a boat"], references=[["a"]] * 3, questions=None)
     assert [verdict["score"] for verdict in result["llm_judge_verdicts"]] == [1, 2, 1] and len(server.asked) == 2
@@ -476,7 +501,7 @@ def test_a_pair_with_a_verdict_that_cannot_be_read_is_counted_and_left_out(ask, 
 
 
 def test_batches_give_what_one_call_gives(ask, server, tmp_path):
-    module = evaluate.load(str(FOLDER), keep_in_memory=True)
+    module = evaluate.load(str(FOLDER), cache_dir=str(tmp_path / "evaluate"), keep_in_memory=True)
     module.add_batch(predictions=PREDICTIONS[:3], references=REFERENCES[:3])
     module.add(prediction=PREDICTIONS[3], reference=REFERENCES[3])
     options = {"base_url": server.url, "model": "judge", "cache_dir": str(tmp_path / "kept"), "n_bootstrap": 50}

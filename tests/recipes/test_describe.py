@@ -1,17 +1,19 @@
-"""recipes/describe.py with a method that changes what the model says: as the same method says it."""
+"""recipes/describe.py with a method that changes what the model says, and with a reward that chooses: as these say it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from modeling import OSSightForConditionalGeneration
+from modeling import OSSightForConditionalGeneration, VisionRewardForSequenceClassification
 from modeling.attention_amplification import PAIConfig, pai
 from modeling.contrastive_decoding import VCDConfig, vcd
 from processing import OSSightProcessor
 from tests.conftest import picture
 from trainers.captioning_evaluation import generate_captions
+from trainers.reward_scores import best_of
 
 
 SCRIPT = Path(__file__).parents[2] / "recipes/describe.py"
@@ -53,3 +55,40 @@ def test_one_method_at_a_time_and_settings_that_it_has(tiny_folder, tmp_path):
     assert done.returncode and "--pai: not allowed with argument --vcd" in done.stderr
     done = describe(tiny_folder, tmp_path, "--vcd", "gamma=2")
     assert done.returncode and "'gamma=2' is none of alpha=" in done.stderr
+
+
+def test_the_caption_with_the_highest_reward_is_kept_and_the_reward_told(tiny_folder, tmp_path):
+    model = OSSightForConditionalGeneration.from_pretrained(tiny_folder).eval()
+    processor = OSSightProcessor.from_pretrained(tiny_folder)
+    reward = VisionRewardForSequenceClassification.from_vlm(str(tiny_folder))
+    reward.score.weight.data *= 100  # so that rewards differ in what is written of them
+    reward.save_pretrained(tmp_path / "reward")
+    processor.save_pretrained(tmp_path / "reward")
+    words = [
+        "--reward_model",
+        "reward",
+        "--best_of",
+        "5",
+        "--temperature",
+        "2.0",
+        "--seed",
+        "3",
+        "--output",
+        "said.jsonl",
+    ]
+    done = describe(tiny_folder, tmp_path, *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [{"prompt": [{"role": "user", "content": PROMPT}], "images": [picture(1)], "image_id": "one.png"}]
+    how = {"batch_size": 8, "progress": False, "max_new_tokens": 6, "do_sample": False}
+    asked = model, processor, reward, processor, rows, 5
+    ((captions, rewards),) = best_of(*asked, temperature=2.0, seed=3, **how)
+    best = max(range(6), key=lambda i: rewards[i])
+    assert best != 0 and min(rewards) < rewards[best]
+    told = json.loads((tmp_path / "said.jsonl").read_text())
+    assert told == {"file": "one.png", "caption": captions[best], "reward": pytest.approx(rewards[best], abs=1e-4)}
+    assert done.stdout == f"one.png\t{captions[best]}\n"
+
+
+def test_there_is_no_best_without_a_reward(tiny_folder, tmp_path):
+    done = describe(tiny_folder, tmp_path, "--best_of", "4")
+    assert done.returncode and "need --reward_model" in done.stderr

@@ -120,8 +120,49 @@ def test_questions_come_from_their_own_place_or_from_a_named_one(recipe, web, tm
     assert {call[1:] for call in calls} == {("dataset", "data/train-*.parquet", None)}
 
 
+def conceptual_captions(folder: Path, web: Server, start: int = 0) -> Path:
+    """As google-research-datasets/conceptual_captions lies on the Hub; a fifth of its links is dead."""
+    (folder / "unlabeled").mkdir(parents=True)
+    urls = [f"{web.url}/{i}" for i in range(start, start + COUNT)]
+    for name, some in (("train", urls[:200]), ("validation", urls[200:])):
+        table = pa.table({"image_url": some, "caption": [f"picture of {url}" for url in some]})
+        pq.write_table(table, folder / "unlabeled" / f"{name}-00000-of-00001.parquet")
+    (folder / "labeled").mkdir()
+    (folder / "labeled" / "train-00000-of-00001.parquet").write_bytes(b"PAR1")
+    return folder
+
+
+def test_conceptual_captions_come_from_the_hub_or_from_googles_tables(recipe, web, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    sizes = {"num_train": 10, "num_eval": 5, "spare": 1.5}
+    with LoopbackHub() as hub:
+        hub.patch(monkeypatch)
+        hub.seed("google-research-datasets/conceptual_captions", conceptual_captions(tmp_path / "cc", web), "dataset")
+        data_dir = str(tmp_path / "hub")
+        recipe.main(recipe.Recipe(data_dir, "conceptual_captions", dataset_options=sizes), limits())
+    assert len(asked(web)) == 25 + 13 + 13 and not (tmp_path / "hub" / "labeled").exists()
+    said = capsys.readouterr().out
+    assert "validation: " in said and f"dataset: conceptual_captions  data_dir: {data_dir}" in said
+    rows = load_rows("conceptual_captions", "train", data_dir=data_dir, **sizes)
+    assert len(rows) == 10 and all(int(url.rsplit("/", 1)[1]) % 5 for url in rows["image_id"])
+
+    # the tables need no Hub; a killed run's pictures are not asked for again
+    web.log.clear()
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    lines = [f"picture of {web.url}/{i}\t{web.url}/{i}\n" for i in range(200)]
+    (tables / "Train_GCC-training.tsv").write_text("".join(lines))
+    recipe.main(recipe.Recipe(str(tables), "conceptual_captions", dataset_options=sizes | {"num_train": 5}), limits())
+    first = asked(web)
+    web.log.clear()
+    recipe.main(recipe.Recipe(str(tables), "conceptual_captions", dataset_options=sizes), limits())
+    assert len(first) == 13 and len(asked(web)) == 12 and not asked(web) & first
+    other = load_rows("conceptual_captions", "train", data_dir=str(tables), **sizes)
+    assert other["image_id"][:] == rows["image_id"][:]
+
+
 def test_what_is_no_such_data_set_is_refused(recipe, tmp_path):
-    with pytest.raises(ValueError, match="--dataset must be one of pixmo; got 'laion'"):
+    with pytest.raises(ValueError, match="--dataset must be one of pixmo, conceptual_captions; got 'laion'"):
         recipe.main(recipe.Recipe(str(tmp_path), dataset="laion"), limits())
 
 

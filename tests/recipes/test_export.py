@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+import processing  # noqa: E402
 from tests.conftest import VISION, picture  # noqa: E402
 from tests.modeling.test_modeling_aligner import TEXT, make_aligner, make_aligner_processor  # noqa: E402
 from trainers import onnx_export  # noqa: E402
@@ -165,11 +167,14 @@ def test_a_stranger_without_this_repository_and_without_pytorch_gets_the_models_
     np.save(tmp_path / "picture.npy", np.asarray(picture(3)))
     program = f"import sys\nsys.path.insert(0, {str(tmp_path / 'site')!r})\n{STRANGER.format(snippet=snippet)}"
     environment = {"HF_HOME": str(tmp_path / "empty"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
+    environment["HOME"] = str(tmp_path / "home")
     out = subprocess.run(
         [sys.executable, "-I", "-S", "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert out.returncode == 0, out.stderr[-3000:]
     assert out.stdout.count("[") == 3, "the card's snippet prints two cosines"
+    left = [path for path in (tmp_path / "home").rglob("*") if "Microsoft" in path.parts]
+    assert not left, "ONNX Runtime keeps what it reports"
     from modeling import AlignerModel
 
     model, processor = AlignerModel.from_pretrained(place / "model").eval(), make_processor()
@@ -181,6 +186,24 @@ def test_a_stranger_without_this_repository_and_without_pytorch_gets_the_models_
     for kind in found:
         assert found[kind].shape == (1, 16) and found[kind].dtype == np.float32
         assert float((found[kind] * expected[f"{kind}_embeds"].numpy()).sum()) > 0.98
+
+
+def test_before_its_first_session_the_recipe_tells_onnxruntime_to_report_nothing(recipe, place, monkeypatch):
+    """Of an interpreter that has it not yet, by the variable; of one that has, by the call."""
+    told = []
+
+    def session(*_, **__):
+        told.append("session")
+        raise KeyError("enough")
+
+    monkeypatch.setattr("onnxruntime.disable_telemetry_events", lambda: told.append("report nothing"))
+    monkeypatch.setattr("onnxruntime.InferenceSession", session)
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    monkeypatch.delitem(sys.modules, "processing.onnx_aligner", raising=False)
+    monkeypatch.delattr(processing, "onnx_aligner", raising=False)
+    with pytest.raises(KeyError, match="enough"):
+        recipe.main(arguments(recipe, "--output", "quiet"))
+    assert told == ["report nothing", "session"] and os.environ["ORT_DISABLE_TELEMETRY"] == "1"
 
 
 def test_an_earlier_export_is_replaced_and_without_eight_bits_the_graphs_are_the_float32_ones(recipe, place):

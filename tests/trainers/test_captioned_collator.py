@@ -1,4 +1,4 @@
-"""CaptionedCollator and ContrastiveTrainer's caption loss: what a model that writes and embeds learns from rows of image and text."""
+"""CaptionedCollator and the caption loss of ContrastiveTrainer: what a model that writes and embeds learns of image and text."""
 
 import pytest
 import torch

@@ -176,6 +176,18 @@ def test_sides_of_very_different_length_are_compared_a_token(tmp_path):
     assert skipped[0]["row"] == "1 (words)" and "over 20" in skipped[0]["problem"]
 
 
+def test_pairs_without_pictures_teach_words_and_nothing_to_the_space(tmp_path):
+    bare = [row | {"images": []} for row in pairs()]
+    with pytest.raises(
+        ValueError, match=r"needs pictures, and 0 \(order\), 1 \(words\), 2 \(order\) has none"
+    ):
+        PairCollator(make_contrastive_processor())(bare)
+    model = make_contrastive_gpt2().eval()
+    trainer = trainer_of(model, tmp_path, alpha_start=0, alpha_end=0)
+    loss = trainer.compute_loss(model, PairCollator(make_contrastive_processor(), contrasts=False)(bare))
+    assert torch.isfinite(loss)
+
+
 def test_a_loss_that_is_no_number_stops_and_names_its_rows(tmp_path):
     model = make_contrastive_gpt2()
     with torch.no_grad():
