@@ -3,9 +3,11 @@ Describe pictures: files, or folders of them.
 
     python recipes/describe.py --model DIR_OR_HUB_ID photo.jpg folder/ --output captions.jsonl
     python recipes/describe.py --model DIR_OR_HUB_ID --prompt "What colour is the boat?" photo.jpg
+    python recipes/describe.py --model DIR_OR_HUB_ID --reward_model DIR_OR_HUB_ID --best_of 8 photo.jpg
 
 Prints a line a picture, and with --output also writes them as JSON lines {"file", "caption"}, as they are made: a run that is
 stopped loses nothing, and run again it goes on with the pictures that are left. A file that is no picture is named and skipped.
+With --reward_model the caption is the best, by reward, of the greedy one and several sampled ones; its line then has "reward" too.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from modeling.attention_amplification import PAIConfig, enable_pai
 from modeling.contrastive_decoding import VCDConfig, enable_vcd
 from modeling.head_suppression import chosen_spin, enable_spin
 from trainers.captioning_evaluation import generate_captions
+from trainers.reward_scores import best_of, load_reward_model
 
 
 SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
@@ -62,6 +65,11 @@ def main() -> None:
     parser.add_argument("--max_new_tokens", type=int, default=64)
     parser.add_argument("--num_beams", type=int, default=1)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--reward_model", help="folder or Hub id: keep the caption that it gives the highest reward")
+    parser.add_argument("--reward_revision", help="of its Hub id: branch, tag or commit")
+    parser.add_argument("--best_of", type=int, help="how many captions are sampled, beside the greedy one; default 8")
+    parser.add_argument("--temperature", type=float, help="that they are sampled at; default 1.0")
+    parser.add_argument("--seed", type=int, help="of the samples; default 0")
     methods = parser.add_mutually_exclusive_group()
     methods.add_argument(
         "--spin", nargs="*", metavar="NAME=VALUE",
@@ -79,6 +87,9 @@ def main() -> None:
         "--trust_remote_code", action="store_true", help="for models that are not ours; pin --revision then"
     )
     args = parser.parse_args()
+    sampling = {name: getattr(args, name) for name in ("temperature", "seed") if getattr(args, name) is not None}
+    if args.reward_model is None and (args.best_of is not None or sampling):
+        parser.error("--best_of, --temperature and --seed need --reward_model, which says what is best")
 
     # 1. What is asked for, less what an earlier run has done.
     done = set()
@@ -96,6 +107,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=args.dtype, **common).eval().to(device)
     processor = AutoProcessor.from_pretrained(args.model, **common)
+    judge = args.reward_model and load_reward_model(args.reward_model, **common | {"revision": args.reward_revision})
 
     if args.spin is not None:
         enable_spin(model, chosen_spin(model, args.spin))
@@ -111,12 +123,18 @@ def main() -> None:
         some = [(path, picture) for path, picture in some if picture is not None]
         if not some:
             continue
-        rows = [{"prompt": turns, "images": [picture]} for _, picture in some]
-        said = generate_captions(
-            model, processor, rows, args.batch_size, progress=False,
-            max_new_tokens=args.max_new_tokens, num_beams=args.num_beams, do_sample=False,
-        )  # fmt: skip
-        lines = [{"file": str(path), "caption": caption} for (path, _), caption in zip(some, said, strict=True)]
+        rows = [{"prompt": turns, "images": [picture], "image_id": str(path)} for path, picture in some]
+        how = {"max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams, "do_sample": False}
+        how |= {"batch_size": args.batch_size, "progress": False}
+        if judge:
+            found = best_of(
+                model, processor, *judge, rows, 8 if args.best_of is None else args.best_of, **sampling, **how
+            )
+            said = [max(zip(rewards, captions, strict=True), key=lambda pair: pair[0]) for captions, rewards in found]
+            said = [{"caption": caption, "reward": round(reward, 6)} for reward, caption in said]
+        else:
+            said = [{"caption": caption} for caption in generate_captions(model, processor, rows, **how)]
+        lines = [{"file": str(path), **one} for (path, _), one in zip(some, said, strict=True)]
         for line in lines:
             print(f"{line['file']}\t{line['caption']}", flush=True)
         if args.output:
