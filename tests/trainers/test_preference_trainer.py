@@ -178,9 +178,7 @@ def test_sides_of_very_different_length_are_compared_a_token(tmp_path):
 
 def test_pairs_without_pictures_teach_words_and_nothing_to_the_space(tmp_path):
     bare = [row | {"images": []} for row in pairs()]
-    with pytest.raises(
-        ValueError, match=r"needs pictures, and 0 \(order\), 1 \(words\), 2 \(order\) has none"
-    ):
+    with pytest.raises(ValueError, match=r"needs pictures, and 0 \(order\), 1 \(words\), 2 \(order\) has none"):
         PairCollator(make_contrastive_processor())(bare)
     model = make_contrastive_gpt2().eval()
     trainer = trainer_of(model, tmp_path, alpha_start=0, alpha_end=0)
