@@ -21,6 +21,7 @@ from datasets_scripts.open_picture import UnreadablePicture, open_picture
 
 
 BLANK = Image.new("RGB", (32, 32), (128, 128, 128))  # what a row that is skipped shows
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")  # what processors say of each token; of a completion's: 0
 PLACE = "<image>"  # how LLaVA's data says in a prompt where a picture stands, whatever the model's own token is
 
 
@@ -190,6 +191,7 @@ class CaptioningCollator:
                 self._skip(rows, seen, long)
                 pixels, prompts, said = self._encode(rows, seen)
 
+        types = {name: pixels.pop(name) for name in TOKEN_TYPES if name in pixels}
         batch = {key: torch.as_tensor(_stacked(value)) for key, value in pixels.items()}
         unlearned = torch.tensor([place in skipped for place in range(len(rows))])[:, None]
         if self.is_encoder_decoder:
@@ -200,6 +202,10 @@ class CaptioningCollator:
             starts = torch.tensor([len(p) for p in prompts])[:, None]
             answers, learned = batch["input_ids"], read & (torch.arange(read.shape[1]) >= starts)
         batch["attention_mask"] = read.long()
+        for name, of_prompts in types.items():
+            batch[name] = torch.zeros_like(batch["input_ids"])
+            for line, some in zip(batch[name], of_prompts, strict=True):
+                line[: len(some)] = torch.as_tensor(some)
         batch["labels"] = answers.masked_fill(~learned | unlearned, -100)
         if skipped:
             batch["skipped"] = [

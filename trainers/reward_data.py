@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from datasets_scripts.open_picture import UnreadablePicture
-from trainers.captioning_data import CaptioningCollator, _words
+from trainers.captioning_data import TOKEN_TYPES, CaptioningCollator, _words
 
 
 SIDES = ("chosen", "rejected")
-TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")  # what processors say of each token; of an answer's: 0
 
 
 class AnswerCollator(CaptioningCollator):

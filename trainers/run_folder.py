@@ -54,7 +54,9 @@ def read_settings(name: str, value: dict | str | None) -> dict:
 
 def trained_with(args: Any) -> dict:
     """The training arguments that differ from their class's defaults: what a reader needs to train the same again."""
-    default = type(args)(output_dir=args.output_dir).to_dict()
+    # TRL's configurations default to bf16, which a CPU refuses
+    here = {name: getattr(args, name) for name in ("use_cpu", "bf16", "fp16")}
+    default = type(args)(output_dir=args.output_dir, **here).to_dict()
     machine = {"use_cpu", "bf16", "fp16", "logging_dir", "local_rank", "resume_from_checkpoint", "disable_tqdm"}
     changed = {k: v for k, v in args.to_dict().items() if v != default.get(k) and k not in machine}
     return changed | {"output_dir": args.output_dir}
