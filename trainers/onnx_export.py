@@ -179,9 +179,17 @@ class EdgeModel(nn.Module):
         self.aligner, self.config, self.towers = aligner, model.config, model.towers
         self.nowhere = nn.Parameter(torch.zeros(0))  # parameters say where a model is: on the CPU
 
-    def forward(self, **inputs: Tensor) -> SimpleNamespace:
-        kind = "image" if "pixel_values" in inputs else "audio" if "audio_values" in inputs else "text"
-        return SimpleNamespace(**{f"{kind}_embeds": torch.from_numpy(self.aligner.run(kind, as_arrays(inputs)))})
+    def get_image_features(self, **inputs: Tensor) -> SimpleNamespace:
+        return self._features("image", inputs)
+
+    def get_text_features(self, **inputs: Tensor) -> SimpleNamespace:
+        return self._features("text", inputs)
+
+    def get_audio_features(self, **inputs: Tensor) -> SimpleNamespace:
+        return self._features("audio", inputs)
+
+    def _features(self, kind: str, inputs: dict[str, Tensor]) -> SimpleNamespace:
+        return SimpleNamespace(pooler_output=torch.from_numpy(self.aligner.run(kind, as_arrays(inputs))))
 
 
 def as_arrays(inputs: dict[str, Tensor]) -> dict[str, np.ndarray]:

@@ -95,6 +95,9 @@ class Processor:
             return {"input_ids": torch.tensor([[len(words)] for words in text])}
         return {"audio_values": torch.tensor([[len(wave)] for wave in audio])}
 
+    def encode_text(self, texts):
+        return self(text=texts)
+
 
 def test_the_collator_opens_rows(folder):
     rows = rows_of(folder)

@@ -149,7 +149,7 @@ def test_the_whole_way_leaves_a_folder_with_both_kinds_of_figures(whole):
     protocol = figures.pop("protocol")
     assert {
         "preference_accuracy",
-        "preference_accuracy_broken_grammar",
+        "preference_accuracy_wrong_attribute",
         "scene_f1",
         "chair_i",
         "bleu_4",

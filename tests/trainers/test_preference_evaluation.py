@@ -15,6 +15,7 @@ from tests.conftest import picture
 from tests.metrics.test_llm_judge import Server, shown
 from tests.modeling.families import FAMILIES, alone, longer, make, prompts
 from tests.modeling.test_modeling_spin import make_spin, make_spin_processor
+from trainers import captioning_evaluation
 from trainers.captioning_data import CaptioningCollator, completion_text, prompt_text
 from trainers.captioning_evaluation import evaluate_captions
 from trainers.preference_evaluation import Baseline, completion_log_probabilities, evaluate_preferences, score_pairs
@@ -381,17 +382,18 @@ class TestBaseline:
         assert figures["win_rate_shuffled"]["value"] == 0.5 and figures["win_rate_shuffled"]["n"] == 4
         assert shown(server.asked[0])["question"] == "Describe the picture."
 
-    def test_a_run_is_compared_where_it_is_scored(self, model, processor, scenes, captions, tmp_path):
-        folder = self.write(tmp_path / "earlier", scenes, captions[0])
-        common = {"metrics": ["scene_f1"], "protocol": {}, "max_new_tokens": 3}
-        figures = evaluate_captions(
-            model, processor, scenes, output_dir=tmp_path / "out", baseline=Baseline(folder), **common
+    def test_a_run_is_compared_where_it_is_scored(self, model, processor, scenes, captions, tmp_path, monkeypatch):
+        right, nothing = captions
+        monkeypatch.setattr(
+            captioning_evaluation, "generate_captions", lambda *_, **__: [right[0], *nothing[1:3], None]
         )
-        # a tiny model with random weights against the truth itself
-        assert figures["win_rate"]["losses"] == 4 and figures["win_rate_shuffled"]["ties"] == 4
+        baseline = Baseline(self.write(tmp_path / "earlier", scenes, right))
+        common = {"metrics": ["scene_f1"], "protocol": {}, "baseline": baseline}
+        figures = evaluate_captions(model, processor, scenes, output_dir=tmp_path / "out", **common)
+        rate = figures["win_rate"]
+        assert (rate["wins"], rate["ties"], rate["losses"]) == (0, 1, 2) and figures["win_rate_shuffled"]["n"] == 3
         written = json.loads((tmp_path / "out/metrics.json").read_text())
-        assert written["win_rate"] == figures["win_rate"]
-        assert written["protocol"]["win_rate"]["judge"].startswith("truth")
+        assert written["win_rate"] == rate and written["protocol"]["win_rate"]["judge"].startswith("truth")
         assert {"scene_f1", "win_rate"} == written["protocol"]["metric_versions"].keys()
 
     def test_what_cannot_be_compared_is_refused_before_anything_is_captioned(self, scenes, tmp_path):
