@@ -169,7 +169,7 @@ class PreferenceTrainer(SealedCheckpoints, Trainer):
 
     def save_log(self) -> None:
         """Write train_log.jsonl, loss.png and, of pairs that could not be used, skipped.jsonl into the run's folder."""
-        skipped = {row["row"]: row for row in gather_object(self._skipped)}
+        skipped = {(row.get("image_id"), row.get("flaw")): row for row in gather_object(self._skipped)}
         if self.is_world_process_zero():
             folder = Path(self.args.output_dir)
             write_jsonl(folder / "train_log.jsonl", self.state.log_history)

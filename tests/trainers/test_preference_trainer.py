@@ -154,7 +154,7 @@ def test_pairs_that_cannot_be_used_are_named_and_change_nothing(tmp_path):
         pair(5, "red", "blue", {"bytes": b"no picture", "path": None}), pair(6, "red", " "), pair(7, "red", "red"),
     ]  # fmt: skip
     mixed = PairCollator(make_contrastive_processor())([*pairs()[:2], *bad])
-    problems = " | ".join(f"{one['row']}: {one['problem']}" for one in mixed["skipped"])
+    problems = " | ".join(f"{one['image_id']} ({one['flaw']}): {one['problem']}" for one in mixed["skipped"])
     assert "5 (words): " in problems and "6 (order): the rejected side is empty" in problems
     assert "7 (words): both sides say the same" in problems
     losses = []
@@ -173,7 +173,7 @@ def test_sides_of_very_different_length_are_compared_a_token(tmp_path):
     )
     assert torch.isfinite(loss) and loss < 1.5
     skipped = PairCollator(make_contrastive_processor(), max_length=20)([long, pair(2, "a", "b")])["skipped"]
-    assert skipped[0]["row"] == "1 (words)" and "over 20" in skipped[0]["problem"]
+    assert (skipped[0]["image_id"], skipped[0]["flaw"]) == ("1", "words") and "over 20" in skipped[0]["problem"]
 
 
 def test_pairs_without_pictures_teach_words_and_nothing_to_the_space(tmp_path):
