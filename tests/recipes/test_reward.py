@@ -133,8 +133,8 @@ def test_a_reward_model_goes_on_with_lora_and_is_loaded_with_it(place):
 
 
 def test_what_cannot_be_is_said_at_once(place):
-    _, error, code = run(place, SCRIPT, "--config", "tiny.yaml", "--learning_rat", "1", check=False)
-    assert code and "learning_rat" in error
+    _, error, code = run(place, SCRIPT, "--config", "tiny.yaml", "--learnin_rate", "1", check=False)
+    assert code and "learnin_rate" in error
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes/reward").glob("*.yaml")), ids=lambda p: p.stem)
