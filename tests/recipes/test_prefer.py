@@ -133,6 +133,7 @@ def whole(tmp_path_factory):
         "model": "model", "dataset_options": {"num_train": 8, "num_eval": 2}, "test_examples": 2, "max_steps": 12,
         "per_device_train_batch_size": 4, "save_steps": 3, "logging_steps": 1, "warmup_steps": 0, "learning_rate": 1e-3,
         "eval_strategy": "steps", "eval_steps": 6, "output_dir": "out",
+        "dataloader_drop_last": True,  # two processes fill a last batch up with pairs that one process does not repeat
     }  # fmt: skip
     (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
     run(*LAUNCH, SCRIPT, "--config", "tiny.yaml", cwd=folder)
@@ -184,7 +185,10 @@ def test_a_run_killed_after_a_checkpoint_ends_with_the_weights_it_would_have_had
     process.wait()
     assert not (whole / "cut/model.safetensors").exists(), "it was to be killed before its end"
     run(*command, "--resume_from_checkpoint", "true", cwd=whole)
-    assert log(whole / "cut") == log(whole / "out")
+    cut, there = log(whole / "cut"), log(whole / "out")
+    for entry in [*cut, *there]:
+        del entry["num_tokens"]  # TRL counts it from the start of the process
+    assert cut == there
     there, cut = weights(whole / "out"), weights(whole / "cut")
     assert all(torch.equal(there[name], cut[name]) for name in there)
 
