@@ -31,7 +31,7 @@ OTHER_SIZE_WORDS = {"small": "little", "large": "big"}
 IS_THERE = "Is there {} in the picture?"
 
 
-def _plural(noun: str) -> str:
+def plural(noun: str) -> str:
     return noun + ("es" if noun.endswith("s") else "s")
 
 
@@ -49,7 +49,7 @@ def _grouped(objects: tuple[SceneObject, ...], other_words: bool = False) -> str
     for (size, colour, shape), twins in groupby(objects, key=lambda thing: thing.triple):
         size, count = OTHER_SIZE_WORDS[size] if other_words else size, len(list(twins))
         phrase = f"{size} {colour} {shape}"
-        parts.append(with_article(phrase) if count == 1 else f"{NUMBERS[count]} {_plural(phrase)}")
+        parts.append(with_article(phrase) if count == 1 else f"{NUMBERS[count]} {plural(phrase)}")
     return _and(parts)
 
 
@@ -100,7 +100,7 @@ def questions(scene: Scene, round: int = 0) -> list[dict[str, str]]:
     count = sum(o.shape == counted for o in scene.objects)
     asked = [
         ("existence", IS_THERE.format(with_article(f"{colour} {shape}")), "yes" if there else "no"),
-        ("count", f"How many {_plural(counted)} are there?", NUMBERS[count]),
+        ("count", f"How many {plural(counted)} are there?", NUMBERS[count]),
     ]
     if sum((o.size, o.shape) == (thing.size, thing.shape) for o in scene.objects) == 1:
         asked.append(("colour", f"What colour is the {thing.size} {thing.shape}?", thing.colour))

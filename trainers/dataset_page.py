@@ -191,13 +191,13 @@ def plots(figures: dict) -> dict[str, Markup]:
         "seconds": "seconds of a sound",
     }
     drawn = {
-        name: _svg(lambda axis, one=one: _steps(axis, one), labels[name], "share in %", name)
+        name: svg(lambda axis, one=one: _steps(axis, one), labels[name], "share in %", name)
         for name, one in figures["histograms"].items()
         if one and len(one["edges"]) > 2
     }
     sizes = {name: split["pictures"]["sizes"] for name, split in figures["splits"].items() if split["pictures"]}
     if len({tuple(size[:2]) for one in sizes.values() for size in one}) > 1:
-        drawn["sizes"] = _svg(lambda axis: _bubbles(axis, sizes), "width in pixels", "height in pixels", "sizes")
+        drawn["sizes"] = svg(lambda axis: _bubbles(axis, sizes), "width in pixels", "height in pixels", "sizes")
     return drawn
 
 
@@ -224,7 +224,7 @@ def _bubbles(axis: Any, sizes: dict[str, list]) -> None:
         axis.set(xscale="log", yscale="log")
 
 
-def _svg(draw: Any, x: str, y: str, name: str) -> Markup:
+def svg(draw: Any, x: str, y: str, name: str) -> Markup:
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # a Figure of its own, not pyplot: no state that a notebook shares
 

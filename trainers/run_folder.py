@@ -13,12 +13,16 @@ import yaml
 
 
 def write_whole(path: str | Path, write: Callable[[Path], Any]) -> None:
-    """`write` to a temporary name beside `path`, then rename."""
+    """`write` to a temporary name beside `path`, then rename. What cannot be written whole leaves nothing, not even that."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    write(temporary)
-    temporary.replace(path)
+    try:
+        write(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -31,6 +31,7 @@ ELSEWHERE = {
     "pope": "pope scores answers, not captions; recipes/evaluate.py --metrics pope asks and scores",
     CLIP: "clip_score needs a CLIP to look at the pictures; recipes/evaluate.py --metrics clip_score --clip_model ID",
     PREFERENCE: "preference_accuracy scores pairs, not captions; recipes/evaluate.py --metrics preference_accuracy",
+    "phrase_grounding": "phrase_grounding scores boxes; recipes/score_regions.py --run FOLDER does",
     "win_rate": "win_rate compares with an earlier run; recipes/evaluate.py --baseline FOLDER",
 }
 
