@@ -152,7 +152,8 @@ def identity(rows: Dataset) -> str:
 
 def decides(recipe: Recipe, stages: Stages, rows: Dataset) -> dict:
     """Everything that a record depends on."""
-    names = [field.name for field in fields(Thresholds)] + ["dataset", "split", "template", "dtype", "shard_size"]
+    names = [field.name for field in fields(Thresholds)] + ["dataset", "split", "dataset_options"]
+    names += ["template", "dtype", "shard_size"]
     names += ["detector_batch_size", "similarity_batch_size"]
     names += ["captioner_prompt", "captioner_batch_size"] if recipe.captioner else []
     told = {name: getattr(recipe, name) for name in names}

@@ -1,7 +1,7 @@
 """
 Are the regions of a recipes/augment.py run right? For rows whose own regions say what is where: the miniature world's.
 
-    python recipes/score_regions.py --run outputs/grounded/quickstart --dataset scenes --split train --output DIR
+    python recipes/score_regions.py --run outputs/grounded/quickstart
 
 Writes metrics.json: precision and recall at IoU 0.5 of all boxes that detector and non-maximum suppression left, of those that the
 similarity kept, and the gain; curve.json and curve.png: both figures over thresholds of the similarity and of the detector.
@@ -21,7 +21,7 @@ from transformers import HfArgumentParser
 from datasets_scripts import load_rows
 from grounding.shards import read_shards
 from trainers.captioning_evaluation import report
-from trainers.run_folder import read_json, read_settings, write_json, write_whole
+from trainers.run_folder import read_json, write_json, write_whole
 from trainers.scoring import as_figures, load_metric
 
 
@@ -32,10 +32,7 @@ POINTS = 25
 @dataclass
 class Arguments:
     run: str  # folder that recipes/augment.py wrote
-    dataset: str = "scenes"  # the rows it read, whose `regions` are the truth
-    split: str = "train"
-    data_dir: str | None = None
-    dataset_options: str | None = None  # of the builder, as JSON: '{"num_train": 2000}'
+    data_dir: str | None = None  # as it was told
     output: str | None = None  # default: RUN/scores
     iou_threshold: float = 0.5
 
@@ -93,8 +90,8 @@ def main(args: Arguments) -> None:
     output = Path(args.output) if args.output else folder / "scores"
     told = read_json(folder / "augmentation.json")
     found, read = regions_of(folder)
-    options = read_settings("dataset_options", args.dataset_options)
-    rows = load_rows(args.dataset, args.split, rows="image", data_dir=args.data_dir, **options)
+    source = f"{told['dataset']}, {told['split']}"
+    rows = load_rows(told["dataset"], told["split"], rows="image", data_dir=args.data_dir, **told["dataset_options"])
     true = {
         row["image_id"]: row["regions"]
         for row in rows.select_columns(["image_id", "regions"])
@@ -102,13 +99,13 @@ def main(args: Arguments) -> None:
     }
     if missing := read - true.keys():
         raise ValueError(
-            f"{len(missing)} pictures of {folder} are not among the {len(rows)} rows of {args.dataset}, {args.split} "
-            f"({min(missing)} is one): name the rows that it was made of, with dataset_options"
+            f"{len(missing)} pictures of {folder} are not among the {len(rows)} rows of {source} ({min(missing)} is one): give the "
+            "data_dir that it was made of"
         )
     regions = [found[name] for name in true]
     truth = list(map(as_boxes, true.values()))
     if not any(some["boxes"] for some in truth):
-        raise ValueError(f"{args.dataset}, {args.split} has no regions of its own: nothing says what is right")
+        raise ValueError(f"{source} has no regions of its own: nothing says what is right")
 
     # 2. All boxes, those that were kept, and the difference.
     metric = load_metric("phrase_grounding")

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from tests.grounding.stand_ins import make_clip, make_detector
+from tests.loopback_hub import LoopbackHub
 
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +79,10 @@ def test_the_whole_way_leaves_examples_figures_and_a_page(whole):
     page = (folder / "gallery.html").read_text()
     assert "Kept" in page and "Rejected: picture and words do not agree" in page and "data:image/jpeg" in page
     assert "<script" not in page and "http" not in page.replace("http-equiv", "")
-    assert "noun phrases by rules" in done.stdout and f"{figures['kept']:,} of {figures['detections']:,} regions kept" in done.stdout
+    assert (
+        "noun phrases by rules" in done.stdout
+        and f"{figures['kept']:,} of {figures['detections']:,} regions kept" in done.stdout
+    )
 
 
 def kill_and_go_on(models, whole, times, seed):
@@ -119,3 +124,81 @@ def test_another_threshold_needs_another_folder(models, whole):
     done = run(models, whole[0], "--clip-threshold", "0.2", check=False, launch=[sys.executable])
     assert done.returncode and "clip_threshold was 0.0, is 0.2" in done.stderr and "name another output" in done.stderr
     assert contents(whole[0]) == before
+
+
+def test_the_full_size_command_runs_on_photographs_with_models_from_the_hub(models, real_data):
+    told = (
+        "--data-dir $COCO_ROOT --split train --output DIR --max-images 5000 --box-threshold 0.30 --text-threshold 0.25"
+    )
+    told += " --clip-threshold 0.26"  # as the README has it
+    command = [*LAUNCH, SCRIPT, "--config", ROOT / "recipes/grounded/coco.yaml"]
+    words = told.replace("$COCO_ROOT", str(real_data / "coco2017")).replace("DIR", str(models / "coco")).split()
+    with LoopbackHub() as hub:
+        dino = hub.seed("IDEA-Research/grounding-dino-tiny", models / "dino")
+        hub.seed("openai/clip-vit-base-patch32", models / "clip")
+        done = subprocess.run(
+            [*map(str, command), *words],
+            capture_output=True,
+            text=True,
+            env={**environment(models), **hub.env()},
+            cwd=ROOT,
+        )
+    assert not done.returncode, done.stderr[-3000:]
+    decided = json.loads((models / "coco/augmentation.json").read_text())
+    assert decided["detector"] == f"IDEA-Research/grounding-dino-tiny@{dino}" and decided["box_threshold"] == 0.3
+    figures = json.loads((models / "coco/statistics.json").read_text())
+    assert figures["pictures"]["read"] == decided["pictures"] > 5 and figures["phrases"] > figures["pictures"]["read"]
+    examples = [json.loads(line) for line in (models / "coco/train.jsonl").read_text().splitlines()]
+    assert all(Path(one["image"]).exists() for one in examples)  # the photographs themselves, not copies
+
+
+def test_bad_input_is_counted_and_named_not_stumbled_over(models, tmp_path):
+    pictures = tmp_path / "own"
+    pictures.mkdir()
+    lines = []
+    for name, captions in {
+        "fine.png": ["a red star"],
+        "silent.png": ["so it is"],
+        "broken.png": ["a blue boat"],
+    }.items():
+        Image.new("RGB", (40, 40), "red").save(pictures / name)
+        lines.append(json.dumps({"file_name": name, "captions": captions}))
+    (pictures / "broken.png").write_bytes((pictures / "broken.png").read_bytes()[:60])
+    (pictures / "metadata.jsonl").write_text("\n".join(lines))
+    told = ["--dataset", "pictures", "--data-dir", pictures, "--dataset_options", '{"validation_fraction": 0}']
+    run(models, tmp_path / "out", *told, launch=[sys.executable])
+    figures = json.loads((tmp_path / "out/statistics.json").read_text())
+    assert figures["pictures"] == {
+        "read": 2,
+        "unreadable": 1,
+        "without_phrases": 1,
+        "without_detections": figures["pictures"]["without_detections"],
+    }
+    assert figures["pictures"]["without_detections"] >= 1 and figures["captions"] == 2
+    rejected = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
+    assert [one["kind"] for one in rejected].count("unreadable") == 1
+    assert "cannot be read" in (tmp_path / "out/gallery.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "wrong,said",
+    [
+        (["--similarity-model", "DINO"], "does not read texts"),
+        (["--box-threshold", "2"], "box_threshold must be between 0 and 1, is 2"),
+        (["--template", "a photo"], "has no {}"),
+        (["--chunker", "nltk"], "nltk"),
+        (["--box-treshold", "0.3"], "box-treshold"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_a_picture_is_read(wrong, said, models, tmp_path):
+    sys.path.insert(0, str(ROOT / "recipes"))
+    from augment import Recipe
+    from augment import main as run_recipe
+    from trl import TrlParser
+
+    told = command(models, tmp_path / "out", *wrong)
+    words = [word.replace("DINO", str(models / "dino")) for word in told[told.index(str(SCRIPT)) + 1 :]]
+    with pytest.raises((ValueError, SystemExit)) as error:
+        run_recipe(*TrlParser(Recipe).parse_args_and_config(words))
+    assert said in str(error.value) or isinstance(error.value, SystemExit)
+    assert not (tmp_path / "out/shards").exists()
