@@ -57,7 +57,8 @@ def curve(metric: Any, found: list[list[dict]], truth: list[dict], score: str, i
     """Precision and recall of the regions with at least so much of a score, over thresholds between its least and greatest."""
     scores = np.array([one[score] for some in found for one in some])
     points = []
-    for threshold in np.quantile(scores, np.linspace(0, 0.98, POINTS)) if len(scores) else []:
+    thresholds = np.quantile(scores, np.linspace(0, 0.98, POINTS), method="nearest") if len(scores) else []
+    for threshold in np.unique(thresholds):
         kept = [[one[score] >= threshold for one in some] for some in found]
         figures = metric.compute(
             predictions=list(map(as_boxes, found)), references=truth, kept=kept, iou_threshold=iou, n_bootstrap=200
