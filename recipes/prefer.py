@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig
 from peft.utils import ModulesToSaveWrapper
 from transformers import (
@@ -41,6 +41,7 @@ from trl import DPOConfig, DPOTrainer, TrlParser
 import modeling  # noqa: F401  teaches the Auto classes our models: the working tree wins over code saved with a checkpoint
 import processing  # noqa: F401
 from datasets_scripts import load_rows
+from datasets_scripts.preference_rows import PREFERENCE_FEATURES
 from modeling.modeling_ossight import nf4
 from trainers.captioning_data import completion_text, pictures_of, prompt_text, with_pictures
 from trainers.captioning_evaluation import evaluate_captions, report
@@ -72,6 +73,9 @@ class Recipe:
 
     # The pairs: rows with images, prompt, chosen and rejected
     dataset: str = "scenes"  # scenes, or a Hub id
+    train_pairs: list[str] | None = (
+        None  # folders or Hub ids to learn from, in place of dataset (which may be one of them)
+    )
     data_dir: str | None = None
     dataset_options: dict | str | None = None  # of the builder
     rejected: str | None = (
@@ -148,6 +152,19 @@ def problem_of(row: dict) -> str:
     except ValueError as problem:
         return str(problem)
     return ""
+
+
+def training_pairs(recipe: Recipe, paired: dict[str, Any]) -> Dataset:
+    """The pairs to learn from: dataset's (`paired`: its options), or those of `train_pairs` together."""
+    if not recipe.train_pairs:
+        return load_rows(recipe.dataset, "train", rows="preference", **paired)
+    parts = [
+        load_rows(name, "train", rows="preference", **(paired if name == recipe.dataset else {}))
+        .select_columns(list(PREFERENCE_FEATURES))
+        .cast(PREFERENCE_FEATURES)
+        for name in recipe.train_pairs
+    ]
+    return concatenate_datasets(parts)
 
 
 def usable(splits: dict[str, Dataset], args: TrainingArguments) -> dict[str, Dataset]:
@@ -294,9 +311,10 @@ def main(recipe: Recipe, args: TrainingArguments) -> None:
         raise ValueError(f"output_dir: {folder} holds the model that the new one is held against; write it elsewhere")
     options = {"data_dir": recipe.data_dir, **recipe.dataset_options}
     paired = options | ({"rejected": recipe.rejected} if recipe.rejected else {})
-    splits = ["train"] if args.eval_strategy == "no" else ["train", "validation"]
     with args.main_process_first(desc="preparing the data"):
-        pairs = {split: load_rows(recipe.dataset, split, rows="preference", **paired) for split in splits}
+        pairs = {"train": training_pairs(recipe, paired)}
+        if args.eval_strategy != "no":
+            pairs["validation"] = load_rows(recipe.dataset, "validation", rows="preference", **paired)
         judged = [load_rows(recipe.dataset, test, rows="preference", **paired)]
         judged += [load_rows(recipe.dataset, test, rows="image", **options)] if recipe.caption_metrics else [None]
         judged = [rows and rows.take(min(recipe.test_examples or len(rows), len(rows))) for rows in judged]

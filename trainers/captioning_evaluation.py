@@ -71,7 +71,8 @@ def generate_captions(
             add_special_tokens=False,
             return_tensors="pt",
         ).to(model.device)
-        tokens = model.generate(**inputs, pad_token_id=tokenizer.pad_token_id, **generation)
+        how = {"use_cache": True} | generation  # Trainer turns the cache off in the model it trains
+        tokens = model.generate(**inputs, pad_token_id=tokenizer.pad_token_id, **how)
         # what follows a start token, or the prompt
         begin = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         said = iter(tokenizer.batch_decode(tokens[:, begin:], skip_special_tokens=True))

@@ -18,10 +18,11 @@ from .run_folder import write_text
 
 
 ROOT = Path(__file__).parents[1]
-WRITES, EMBEDS = "AutoModelForImageTextToText", "AutoModel"
-KINDS = {  # Auto class -> task, template
-    WRITES: ("image-text-to-text", "template.md"),
-    EMBEDS: ("feature-extraction", "template_embeddings.md"),
+WRITES, EMBEDS, RATES = "AutoModelForImageTextToText", "AutoModel", "AutoModelForSequenceClassification"
+KINDS = {  # Auto class -> task, template, library, tag, the recipe that trains it
+    WRITES: ("image-text-to-text", "template.md", "transformers", "vision-language", "caption"),
+    EMBEDS: ("feature-extraction", "template_embeddings.md", "sentence-transformers", "matryoshka", "align"),
+    RATES: ("text-classification", "template_reward.md", "transformers", "reward-model", "reward"),
 }
 TOLD = (  # settings worth reading on the card; recipe.yaml holds the others
     "model",
@@ -53,11 +54,12 @@ def write_card(folder: Path, repo_id: str | None = None, licence: str = "apache-
     """
     config = json.loads((folder / "config.json").read_text())
     kind = auto_class_of(folder)
-    task, template = KINDS[kind]
+    task, template, library, tag, trained_by = KINDS[kind]
     recipe_text = (folder / "recipe.yaml").read_text() if (folder / "recipe.yaml").exists() else ""
     recipe = yaml.safe_load(recipe_text) or {}
     results, protocol = read_metrics(folder / "metrics.json")
 
+    inside = config.get("vlm_config", config)  # a reward model stands on a whole vision–language model
     towers = [
         {
             "role": role,
@@ -65,9 +67,9 @@ def write_card(folder: Path, repo_id: str | None = None, licence: str = "apache-
             "model_type": tower["model_type"],
         }
         for role, key, tower in (
-            ("vision tower", "vision_model", config.get("vision_config")),
-            ("language model" if kind == WRITES else "text tower", "text_model", config.get("text_config")),
-            ("audio tower", "audio_model", config.get("audio_config")),
+            ("vision tower", "vision_model", inside.get("vision_config")),
+            ("text tower" if kind == EMBEDS else "language model", "text_model", inside.get("text_config")),
+            ("audio tower", "audio_model", inside.get("audio_config")),
         )
         if tower
     ]
@@ -77,9 +79,9 @@ def write_card(folder: Path, repo_id: str | None = None, licence: str = "apache-
     title = (repo_id or folder.resolve().name).split("/")[-1]
     card_data = ModelCardData(
         license=licence,
-        library_name="transformers" if kind == WRITES else "sentence-transformers",
+        library_name=library,
         pipeline_tag=task,
-        tags=["sightline", "custom_code", "vision-language" if kind == WRITES else "matryoshka"],
+        tags=["sightline", "custom_code", tag],
         base_model=[name for name in (recipe.get("model"), *names) if is_hub_id(name)] or None,
         datasets=[name for name in data[:1] if is_hub_id(name)] or None,
         model_name=title if results else None,
@@ -114,7 +116,7 @@ def write_card(folder: Path, repo_id: str | None = None, licence: str = "apache-
         repo_id=repo_id,
         command=first_line[1:].strip()
         if first_line.startswith("# accelerate launch")
-        else f"accelerate launch recipes/{'caption' if kind == WRITES else 'align'}.py --config recipe.yaml",
+        else f"accelerate launch recipes/{trained_by}.py --config recipe.yaml",
         model_type=config["model_type"],
         dims=config.get("matryoshka_dimensions"),
         sound=config.get("audio_config") is not None,
@@ -125,8 +127,10 @@ def write_card(folder: Path, repo_id: str | None = None, licence: str = "apache-
 
 
 def auto_class_of(folder: Path) -> str:
-    """The Auto class that loads this folder: of models that write, or of those that embed."""
+    """The Auto class that loads this folder: of models that write, of those that embed, or of reward models."""
     mapped = json.loads((folder / "config.json").read_text()).get("auto_map", {})
+    if RATES in mapped:
+        return RATES
     writes = mapped.get(EMBEDS, WRITES).endswith(("ForConditionalGeneration", WRITES))  # a generator stands under both
     return WRITES if writes else EMBEDS
 

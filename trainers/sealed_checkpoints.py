@@ -18,6 +18,7 @@ import os
 import shutil
 from hashlib import file_digest
 from pathlib import Path
+from typing import Any
 
 from transformers.trainer_utils import sort_checkpoints
 
@@ -88,6 +89,13 @@ def remove_oldest(run: Path, keep: int | None, best: str | None) -> None:
         remove(checkpoint)
 
 
+def _configs(model: Any) -> list:
+    """Where a model says whether it writes with a cache: its configuration, its language model's, its generation's."""
+    config = getattr(model, "config", None)
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else None
+    return [one for one in (config, text, getattr(model, "generation_config", None)) if one is not None]
+
+
 class SealedCheckpoints:
     """A mixin, before the Trainer in the list of bases."""
 
@@ -102,6 +110,18 @@ class SealedCheckpoints:
         elif resume_from_checkpoint and (problem := broken(Path(resume_from_checkpoint))):
             raise ValueError(f"cannot resume from {resume_from_checkpoint}: {problem}")
         return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+
+    def _save(self, *args, **kwargs) -> None:
+        """As Trainer does, but what is saved says that it writes with a cache, which Trainer turns off in the model it trains."""
+        model = self.accelerator.unwrap_model(self.model)
+        told = [config for config in _configs(model) if getattr(config, "use_cache", None) is False]
+        for config in told:
+            config.use_cache = True
+        try:
+            super()._save(*args, **kwargs)
+        finally:
+            for config in told:
+                config.use_cache = False
 
     def _get_output_dir(self, trial) -> str:
         return str(self._staging or super()._get_output_dir(trial))

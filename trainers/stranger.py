@@ -21,18 +21,27 @@ OURS = sorted({path.parent.name for path in ROOT.glob("*/*.py")})  # what a stra
 
 def ask(source: str, revision: str = "main") -> dict[str, torch.Tensor]:
     """
-    What a model reads and answers when it is asked a fixed question about a fixed image; of a model that embeds, its embeddings.
+    What a model reads and answers when it is asked a fixed question about a fixed image; of a model that embeds, its embeddings;
+    of a reward model, what it makes of a fixed answer.
 
     A stranger runs this very text, so it imports what it uses; only torch has to be there already.
     """
     from PIL import Image
-    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForImageTextToText,
+        AutoModelForSequenceClassification,
+        AutoProcessor,
+    )
 
     processor = AutoProcessor.from_pretrained(source, revision=revision, trust_remote_code=True)
     config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=True)
     shades = [Image.linear_gradient("L"), Image.radial_gradient("L"), Image.linear_gradient("L").rotate(90)]
     image, question = Image.merge("RGB", shades), "What is this?"
-    if "AutoModelForImageTextToText" not in getattr(config, "auto_map", {"AutoModelForImageTextToText": None}):
+    mapped = getattr(config, "auto_map", {"AutoModelForImageTextToText": None})
+    rates = "AutoModelForSequenceClassification" in mapped
+    if not rates and "AutoModelForImageTextToText" not in mapped:
         model = AutoModel.from_pretrained(source, revision=revision, trust_remote_code=True)
         given = {"images": [image], "text": [question]}
         if getattr(config, "audio_config", None) is not None:
@@ -41,11 +50,13 @@ def ask(source: str, revision: str = "main") -> dict[str, torch.Tensor]:
         with torch.inference_mode():
             out = model(**inputs)
         return {"input_ids": inputs["input_ids"].cpu(), **{name: some.cpu().clone() for name, some in out.items()}}
-    model = AutoModelForImageTextToText.from_pretrained(source, revision=revision, trust_remote_code=True)
+    auto_class = AutoModelForSequenceClassification if rates else AutoModelForImageTextToText
+    model = auto_class.from_pretrained(source, revision=revision, trust_remote_code=True)
     content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
+    answer = [{"role": "assistant", "content": [{"type": "text", "text": "A picture."}]}]
     inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
+        [{"role": "user", "content": content}, *(answer if rates else [])],
+        add_generation_prompt=not rates,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",

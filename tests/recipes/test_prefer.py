@@ -317,6 +317,27 @@ def test_pairs_that_cannot_be_used_are_left_out_counted_and_named(tmp_path, monk
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_pairs_of_a_folder_teach_while_the_dataset_judges(mixed, tmp_path, monkeypatch):
+    own = pairs(tmp_path, own={"rejected": "a star"}).remove_columns("scene").add_column("chosen_score", [0.5] * 3)
+    (tmp_path / "pairs").mkdir()
+    own.to_parquet(tmp_path / "pairs/train-00000-of-00001.parquet")
+    names, used = [str(tmp_path / "pairs"), *(["scenes"] if mixed else [])], {}
+    usable = prefer.usable
+    monkeypatch.setattr(prefer, "usable", lambda splits, args: used.update(splits) or usable(splits, args))
+    recipe, args = told(tmp_path, make_folder(tmp_path / "model"), {"train_pairs": names}, eval_strategy="steps")
+    prefer.main(recipe, args)
+    scenes = load_rows("scenes", "train", rows="preference", **recipe.dataset_options)
+    theirs = list(scenes["image_id"]) if mixed else []
+    assert list(used["train"]["image_id"]) == ["good", "as good", "own", *theirs]
+    assert used["train"][2]["rejected"] == [{"role": "assistant", "content": "a star"}]
+    assert used["train"][2]["images"] == own[2]["images"] and own[2]["images"][0]["bytes"]
+    assert set(used["validation"]["image_id"]) == {f"scenes-0-validation-000000{i}" for i in range(2)}
+    protocol = json.loads((tmp_path / "out/metrics.json").read_text())["protocol"]
+    assert (protocol["dataset"], protocol["split"]) == ("scenes", "validation")
+    assert yaml.safe_load((tmp_path / "out/recipe.yaml").read_text())["train_pairs"] == names
+
+
 def test_a_prompt_that_places_more_pictures_than_there_are_is_a_problem(tmp_path):
     row = pairs(tmp_path)[0]
     content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "b"}]

@@ -31,12 +31,17 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
+from datasets_scripts.canonical import PROMPT, turns
+from modeling import VisionRewardForSequenceClassification
+from tests.conftest import make_processor
 from tests.loopback_hub import LoopbackHub
 from tests.modeling.test_modeling_aligner import make_aligner, make_aligner_processor
 from trainers.model_card import write_card
+from trainers.reward_scores import reward_scores
 from trainers.stranger import ask
 
 
@@ -242,6 +247,50 @@ def test_an_aligner_is_published_with_a_card_whose_snippets_run_and_a_gate_of_em
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stdout.count("tensor(") == 2
+
+
+def test_a_reward_model_is_published_with_a_card_whose_snippet_runs_and_a_gate_of_its_rewards(
+    hub, publish, tiny_folder, tmp_path, capsys
+):
+    folder = tmp_path / "rewarding"
+    model = VisionRewardForSequenceClassification.from_vlm(str(tiny_folder))
+    model.save_pretrained(folder)
+    processor = make_processor()
+    processor.save_pretrained(folder)
+    figures = {"preference_accuracy": METRICS["scene_f1"], "protocol": METRICS["protocol"]}
+    (folder / "metrics.json").write_text(json.dumps(figures))
+    revision = publish.main(publish.Recipe(str(folder), "org/rewarding"))
+    printed = capsys.readouterr().out
+    assert "Gate: a fresh interpreter" in printed and "AutoModelForSequenceClassification.from_pretrained" in printed
+    asked = ask(str(folder))
+    assert asked["logits"].shape == (1, 1)  # one number an answer
+    assert processor.tokenizer.decode(asked["input_ids"][0]).endswith(
+        "ASSISTANT: <unk> picture. </s>"
+    )  # the answer, and its end
+    card = ModelCard.load(hf_hub_download("org/rewarding", "README.md", revision=revision))
+    assert (card.data.pipeline_tag, card.data.library_name) == ("text-classification", "transformers")
+    assert card.data.tags == ["sightline", "custom_code", "reward-model"]
+    assert "preference_accuracy" in card.text and "language model: `qwen2`" in card.text
+    code = "\n".join(re.findall(r"```python\n(.*?)```", card.text, re.DOTALL))
+    environment = os.environ | hub.env() | {"HF_HOME": str(tmp_path / "empty")}
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    picture = [{"images": [Image.new("RGB", (224, 224), "red")], "prompt": turns(PROMPT, "")["prompt"]}] * 2
+    rewards = reward_scores(model, picture, ["a red picture", "a blue picture"], processor=processor, progress=False)
+    said = [line.rsplit(" ", 1) for line in run.stdout.splitlines()]
+    assert [answer for answer, _ in said] == ["a red picture", "a blue picture"]
+    assert [float(reward) for _, reward in said] == pytest.approx(rewards, abs=1e-5) and rewards[0] != rewards[1]
+
+
+def test_the_card_of_a_reward_model_without_its_recipe_says_how_such_a_one_is_trained(folder):
+    told = json.loads((folder / "config.json").read_text())
+    auto_map = {"AutoModelForSequenceClassification": "a.B"}
+    told = {"vlm_config": told, "auto_map": auto_map, "architectures": ["B"], "model_type": "vision_reward"}
+    (folder / "config.json").write_text(json.dumps(told))
+    (folder / "recipe.yaml").write_text("seed: 17\nmodel: org/base\n")
+    card = ModelCard.load(write_card(folder, "org/rewarding"))
+    assert "accelerate launch recipes/reward.py --config recipe.yaml" in card.text
+    assert card.data.base_model == ["org/base"] and "vision tower: `siglip_vision_model`" in card.text
 
 
 def test_the_gate_shuts_when_the_hub_serves_other_weights(hub, publish, folder, monkeypatch):

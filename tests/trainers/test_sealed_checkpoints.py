@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
 from trainers.sealed_checkpoints import SealedCheckpoints, broken, newest_sealed
 
@@ -169,3 +169,18 @@ def test_a_run_killed_while_it_removes_a_checkpoint_leaves_none_half_deleted(tmp
     again.join()
     assert again.exitcode == 0
     assert not list(tmp_path.glob(".*-*"))
+
+
+def test_what_is_saved_writes_with_a_cache_though_it_was_trained_without(tmp_path):
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=1, n_positions=8))
+    model.generation_config.use_cache = False  # as of a tower that was trained by Trainer
+    args = TrainingArguments(str(tmp_path), max_steps=1, save_steps=1, use_cpu=True, report_to=[], disable_tqdm=True)
+    data = [{"input_ids": torch.tensor([1, 2, 3]), "labels": torch.tensor([1, 2, 3])}] * 8
+    trainer = SealedTrainer(model, args, train_dataset=data)
+    trainer.train()
+    assert model.config.use_cache is False  # Trainer's doing; where it stops doing it, this can go
+    trainer.save_model()
+    for folder in (tmp_path, tmp_path / "checkpoint-1"):
+        saved = GPT2LMHeadModel.from_pretrained(folder)
+        assert saved.config.use_cache and saved.generation_config.use_cache is not False
+    assert model.config.use_cache is False
