@@ -36,7 +36,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 
-__all__ = ["MAX_PIXELS", "UnreadablePicture", "open_picture"]
+__all__ = ["MAX_PIXELS", "UnreadablePicture", "open_picture", "upright_size"]
 
 # 4 GiB / 24, where Pillow too refuses. At the limit a picture of 8 bits takes 1.5 GB while it is read (Pillow has four bytes
 # a pixel, and there are two of them), 2.2 GB if it has to be turned.
@@ -62,6 +62,9 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+_LAID = {_TURNS[number] for number in (5, 6, 7, 8)}  # whose sides change places
 
 
 class UnreadablePicture(ValueError):
@@ -101,6 +104,21 @@ def open_picture(source: str | os.PathLike | bytes | Mapping | Image.Image) -> I
     except Exception as error:
         # hostile bytes make plug-ins raise nearly anything: KeyError, struct.error, zlib.error, AssertionError, …
         raise UnreadablePicture(f"{name}: {_reason(error)}") from error
+
+
+def upright_size(source: str | os.PathLike | bytes | Mapping | Image.Image) -> tuple[int, int]:
+    """(width, height) of a picture as open_picture turns it, by its header alone. Raises UnreadablePicture, naming the file."""
+    if isinstance(source, Image.Image):
+        return open_picture(source).size
+    content, name = (source.get("bytes"), source.get("path")) if isinstance(source, Mapping) else (source, source)
+    content = name if content is None else content
+    try:
+        with _opened(content) as file:
+            picture = _header(file)
+            turned = _turn(picture) in _LAID and not isinstance(picture, TiffImageFile)  # whose header says it turned
+            return picture.size[::-1] if turned else picture.size
+    except Exception as error:  # as above
+        raise UnreadablePicture(f"{name or 'picture'}: {_reason(error)}") from error
 
 
 def _opened(content: str | os.PathLike | bytes | bytearray) -> BinaryIO:

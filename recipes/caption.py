@@ -3,6 +3,7 @@ Train a vision–language model to caption pictures, or to answer questions abou
 
     accelerate launch recipes/caption.py --config recipes/ossight/quickstart.yaml
     accelerate launch recipes/caption.py --config recipes/ossight/my_pictures.yaml --data_dir FOLDER
+    accelerate launch recipes/caption.py --config recipes/miniature/llava.yaml
 
 Every field of `Recipe` and of trainers.CaptioningConfig may stand in the YAML; the command line overrides it; an unknown key is an
 error. A killed run goes on where its newest sealed checkpoint stands: run the same command again with
@@ -11,6 +12,7 @@ error. A killed run goes on where its newest sealed checkpoint stands: run the s
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
@@ -20,11 +22,12 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     EarlyStoppingCallback,
+    PreTrainedModel,
     set_seed,
 )
 from trl import TrlParser
 
-from datasets_scripts import load_rows
+from datasets_scripts import OF_REGIONS, load_rows
 from modeling import OSSightForConditionalGeneration, SpinVLMForConditionalGeneration
 from modeling.modeling_ossight import nf4
 from modeling.modeling_spin import timm_id
@@ -33,9 +36,15 @@ from processing.caption_tokenizer import IMAGE, import_vocabulary, prepare_token
 from trainers.captioning_config import CaptioningConfig
 from trainers.captioning_evaluation import evaluate_captions, report
 from trainers.captioning_trainer import CaptioningTrainer
+from trainers.chat_turns import complete_turns
+from trainers.frozen_towers import freeze_towers, language_only, learn_in_float32
+from trainers.llava_towers import join_llava, set_image_size
 from trainers.run_folder import read_settings, write_recipe
 from trainers.streaming import first_rows
 from trainers.vision_features import cache_vision_features
+
+
+OWN = (OSSightForConditionalGeneration, SpinVLMForConditionalGeneration)  # which take features in place of pictures
 
 
 @dataclass
@@ -43,9 +52,7 @@ class Recipe:
     # The model: either a whole one to go on with, or one to begin
     model: str | None = None  # folder or Hub id of any HF vision–language model
     model_revision: str | None = None
-    architecture: str = (
-        "ossight"  # ossight (two towers joined) or spin (a vision tower and a decoder that knows nothing yet)
-    )
+    architecture: str = "ossight"  # ossight or llava (two towers joined), or spin (a decoder that knows nothing yet)
     vision_model: str | None = (
         None  # folder or Hub id; SigLIP, CLIP, DINOv2, ViT, …; for spin also timm's name of a ViT
     )
@@ -59,15 +66,22 @@ class Recipe:
     attn_implementation: str | None = None
     load_in_4bit: bool = False  # the language model, in nf4; `dtype` is what it computes in
     freeze_vision: bool = True
-    freeze_text: bool = True  # of ossight; a decoder that knows nothing yet has to learn
+    freeze_text: bool = True  # a decoder that knows nothing yet, spin's, has to learn
     lora: dict | str | None = None  # peft.LoraConfig's fields; the model's folder then holds base and adapter
     save_towers: bool = True  # false: checkpoints name unchanged towers by Hub id and commit instead of carrying them
-    model_config: dict | str | None = None  # OSSightConfig's own fields (fusion, alpha_align, …), or SpinVLMConfig's
+    model_config: dict | str | None = (
+        None  # OSSightConfig's own fields (fusion, alpha_align, …), LlavaConfig's or SpinVLMConfig's
+    )
+    image_size: int | None = None  # pixels a side that pictures are brought to; None: as the processor has it
 
     # The data: canonical rows
-    dataset: str = "pictures"  # scenes, pictures (a folder of one's own, or COCO's layout), flickr8k, or a Hub id
+    dataset: str = "pictures"  # scenes, pictures (a folder of one's own), coco, grounded, flickr8k, or a Hub id
     data_dir: str | None = None
-    dataset_options: dict | str | None = None  # of the builder: num_train, seed, prompt, questions, …
+    dataset_options: dict | str | None = None  # of the builder: num_train, seed, prompt, …; of regions: regions, margin
+    rows: str = "caption"  # what is learned: caption, region (what each of the rows' boxes shows), or both
+    eval_dataset: str | None = None  # what is judged by; None: `dataset`, with its data_dir and dataset_options
+    eval_data_dir: str | None = None
+    eval_dataset_options: dict | str | None = None
     columns: dict | str | None = None  # of a Hub id without canonical columns: {image: jpg, caption: txt}
     streaming: bool = False  # read as it is trained on, instead of whole first; needs max_steps
     stream_buffer: int = 1000  # rows that a stream is shuffled among
@@ -81,16 +95,41 @@ class Recipe:
     early_stopping_patience: int | None = None  # evaluations without a better metric_for_best_model
 
     def __post_init__(self):
-        for name in ("model_config", "lora", "dataset_options", "columns"):
+        for name in ("model_config", "lora", "dataset_options", "eval_dataset_options", "columns"):
             setattr(self, name, read_settings(name, getattr(self, name)))
+        if self.rows not in ("caption", "region", "both"):
+            raise ValueError(f"rows must be caption, region or both, not {self.rows!r}")
+        vain = [name for name in OF_REGIONS if name in self.dataset_options]
+        if vain and self.rows == "caption" and self.dataset != "grounded":
+            raise ValueError(f"dataset_options: {', '.join(vain)} are of rows: region or both; they are caption")
+        if not self.eval_dataset and (self.eval_data_dir or self.eval_dataset_options):
+            raise ValueError("eval_data_dir and eval_dataset_options are of an eval_dataset, and none is named")
+
+    def train_rows(self) -> dict:
+        """What load_rows is told of the rows to learn from."""
+        common = {"dataset": self.dataset, "data_dir": self.data_dir, "columns": self.columns or None}
+        return common | self.dataset_options | {"rows": self.rows}
+
+    def judged_rows(self) -> dict:
+        """What load_rows is told of the rows to be judged by: captions of whole pictures, one row a picture."""
+        if self.eval_dataset:
+            told = {"dataset": self.eval_dataset, "data_dir": self.eval_data_dir, **self.eval_dataset_options}
+        else:
+            told = {name: value for name, value in self.train_rows().items() if name not in OF_REGIONS}
+        return told | {"rows": "image"}
+
+
+def towers_named(recipe: Recipe) -> dict[str, str | None]:
+    """The two towers to be joined. Raises ValueError unless both are named."""
+    if not (recipe.vision_model and recipe.text_model):
+        raise ValueError("name either `model`, or both `vision_model` and `text_model`")
+    towers = {"vision_model": recipe.vision_model, "text_model": recipe.text_model}
+    return towers | {"vision_revision": recipe.vision_revision, "text_revision": recipe.text_revision}
 
 
 def join_towers(recipe: Recipe) -> tuple[OSSightForConditionalGeneration, OSSightProcessor]:
     """A new OSSight of two pretrained towers, with the processor that goes with it."""
-    if not (recipe.vision_model and recipe.text_model):
-        raise ValueError("name either `model`, or both `vision_model` and `text_model`")
-    towers = {"vision_model": recipe.vision_model, "text_model": recipe.text_model}
-    towers |= {"vision_revision": recipe.vision_revision, "text_revision": recipe.text_revision}
+    towers = towers_named(recipe)
     model = OSSightForConditionalGeneration.from_towers(
         **towers, dtype=recipe.dtype, attn_implementation=recipe.attn_implementation,
         quantization_config=nf4(recipe.dtype) if recipe.load_in_4bit else None, **recipe.model_config,
@@ -127,37 +166,57 @@ def begin_spin(recipe: Recipe, train: Dataset) -> tuple[SpinVLMForConditionalGen
     return model, SpinVLMProcessor.from_vision(*source)
 
 
-def main(recipe: Recipe, args: CaptioningConfig) -> None:
-    # 1. Rows to learn from and rows to be judged by.
-    set_seed(args.seed)
-    options = {"data_dir": recipe.data_dir, "columns": recipe.columns or None, **recipe.dataset_options}
-    with args.main_process_first(desc="preparing the data"):
-        train = load_rows(recipe.dataset, "train", rows="caption", streaming=recipe.streaming, **options)
-        validation = load_rows(recipe.dataset, "validation", rows="image", streaming=recipe.streaming, **options)
-    if recipe.streaming:
-        train = train.shuffle(seed=args.seed, buffer_size=recipe.stream_buffer)
-        validation = first_rows(validation, args.eval_examples or 500)
-
-    # 2. A model, and the processor that speaks its language.
+def load_model(recipe: Recipe, train: Dataset) -> tuple[PreTrainedModel, Any]:
+    """The model that the recipe names or begins, its towers frozen as it says, and the processor that speaks its language."""
     if recipe.model:
         common = {"revision": recipe.model_revision, "trust_remote_code": recipe.trust_remote_code}
         processor = AutoProcessor.from_pretrained(recipe.model, **common)
+        complete_turns(processor)
         model = AutoModelForImageTextToText.from_pretrained(
             recipe.model, dtype=recipe.dtype, attn_implementation=recipe.attn_implementation,
-            quantization_config=nf4(recipe.dtype) if recipe.load_in_4bit else None, **common,
+            quantization_config=language_only(nf4(recipe.dtype), recipe.model, **common) if recipe.load_in_4bit else None,
+            **common,
         )  # fmt: skip
     elif recipe.architecture == "spin":
         model, processor = begin_spin(recipe, train)
     elif recipe.architecture == "ossight":
         model, processor = join_towers(recipe)
+    elif recipe.architecture == "llava":
+        model, processor = join_llava(
+            **towers_named(recipe), dtype=recipe.dtype, attn_implementation=recipe.attn_implementation,
+            quantization_config=nf4(recipe.dtype) if recipe.load_in_4bit else None, **recipe.model_config,
+        )  # fmt: skip
     else:
-        raise ValueError(f"architecture must be ossight or spin, not {recipe.architecture!r}")
+        raise ValueError(f"architecture must be ossight, llava or spin, not {recipe.architecture!r}")
+    if recipe.image_size is not None:
+        set_image_size(processor, model, recipe.image_size)
     if isinstance(model, OSSightForConditionalGeneration):
         model.freeze_towers(recipe.freeze_vision, recipe.freeze_text)
         model.config.save_towers = recipe.save_towers
     elif isinstance(model, SpinVLMForConditionalGeneration):
         model.freeze_vision(recipe.freeze_vision)
+    elif not recipe.lora and (
+        recipe.freeze_vision or recipe.freeze_text
+    ):  # beside a LoRA all is frozen that it does not name
+        freeze_towers(model, recipe.freeze_vision, recipe.freeze_text)
+    return model, processor
+
+
+def main(recipe: Recipe, args: CaptioningConfig) -> None:
+    # 1. Rows to learn from and rows to be judged by.
+    set_seed(args.seed)
+    with args.main_process_first(desc="preparing the data"):
+        train = load_rows(split="train", streaming=recipe.streaming, **recipe.train_rows())
+        validation = load_rows(split="validation", streaming=recipe.streaming, **recipe.judged_rows())
+    if recipe.streaming:
+        train = train.shuffle(seed=args.seed, buffer_size=recipe.stream_buffer)
+        validation = first_rows(validation, args.eval_examples or 500)
+
+    # 2. A model, and the processor that speaks its language.
+    model, processor = load_model(recipe, train)
     features = None
+    if recipe.cache_vision_features and not isinstance(model, OWN):
+        raise ValueError(f"cache_vision_features: a {type(model).__name__} takes pictures alone; set it to false")
     if recipe.cache_vision_features and recipe.freeze_vision and not recipe.streaming:
         features, train = cache_vision_features(
             model.to(args.device), processor, train, recipe.vision_features_dir, num_workers=args.dataloader_num_workers,
@@ -171,6 +230,7 @@ def main(recipe: Recipe, args: CaptioningConfig) -> None:
                 model.save_pretrained(args.output_dir)
         model.name_or_path = args.output_dir
         model = get_peft_model(model, LoraConfig(**recipe.lora))
+        learn_in_float32(model)
     trainer = CaptioningTrainer(model, args, processor, features, train_dataset=train, eval_dataset=validation)
     if recipe.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
@@ -184,10 +244,11 @@ def main(recipe: Recipe, args: CaptioningConfig) -> None:
         write_recipe(folder, "caption.py", recipe, args)
         test = validation
         if recipe.test_split:
-            test = load_rows(recipe.dataset, recipe.test_split, rows="image", **options)
+            test = load_rows(split=recipe.test_split, **recipe.judged_rows())
         if recipe.test_examples:
             test = test.select(range(min(recipe.test_examples, len(test))))
-        protocol = {"dataset": recipe.dataset, "split": recipe.test_split or "validation", "model": args.output_dir}
+        protocol = {"dataset": recipe.eval_dataset or recipe.dataset, "split": recipe.test_split or "validation"}
+        protocol["model"] = args.output_dir
         figures = evaluate_captions(
             trainer.accelerator.unwrap_model(trainer.model), processor, test, args.eval_metrics, folder, protocol,
             batch_size=args.eval_batch_size, blind_control=recipe.blind_control, strict=args.strict,

@@ -6,8 +6,8 @@ regions of the same scenes, in equal steps, from several seeds, beside the model
 
 Each way and seed is one run of recipes/caption.py in a folder of its own; a run that is there is not run again, one that was
 stopped begins anew. Whole pictures are scored by the run itself; regions here: each object of `examples` test scenes is asked for
-by its box, "Describe the region [0.25, 0.10, 0.75, 0.60].", and right where size, colour and shape are. Writes table.md, of each
-figure its mean over seeds with Student's 95 % interval, and figures.json, of each run its own.
+by its box, "Describe the region [0.25, 0.10, 0.75, 0.60].", and right where its size, colour and shape are said, and nothing else.
+Writes table.md, of each figure its mean over seeds with Student's 95 % interval, and figures.json, of each run its own.
 
 Unusual: true regions are what no pipeline can beat, so their distance from captions alone is what there is to win.
 """
@@ -31,7 +31,7 @@ from grounding.shards import SCHEMA
 from trainers.captioning_evaluation import generate_captions, only_seen
 from trainers.over_seeds import interval
 from trainers.run_folder import read_json, write_json, write_jsonl, write_text, write_whole
-from trainers.scoring import score
+from trainers.scoring import as_figures, load_metric, scene_f1s
 
 
 ROOT = Path(__file__).parents[1]
@@ -92,8 +92,10 @@ def describe_regions(model: str | Path, folder: Path, examples: int) -> dict:
     loaded = AutoModelForImageTextToText.from_pretrained(model, dtype="float32").eval()
     said = generate_captions(loaded, AutoProcessor.from_pretrained(model), rows, 64, do_sample=False, max_new_tokens=24)
     said, rows = only_seen(said, rows)
-    # one object a region: named right or not, so that recall is the share that is
-    figure = score(["scene_f1"], said, rows)["scene_recall"]
+    # right: that object and no other, so a caption of the whole scene is not
+    right = ["yes" if one == 1 else "no" for one in scene_f1s(said, rows)]
+    result = load_metric("accuracy").compute(predictions=right, references=[["yes"]] * len(right))
+    figure = as_figures(result, len(right))["accuracy"]
     told = zip(rows["image_id"], rows["references"], said, strict=True)
     write_jsonl(folder / "regions.jsonl", ({"image_id": i, "truth": true[0], "said": text} for i, true, text in told))
     write_json(path, figure)

@@ -1,6 +1,6 @@
 """
 Score a captioner, an aligner (--metrics retrieval), or what a captioner prefers (--metrics preference_accuracy). The same model
-scored twice gives the same files.
+scored twice gives the same files. Without --output they go to outputs/evaluations/<model>-<dataset>-<split>.
 
     python recipes/evaluate.py --model DIR_OR_HUB_ID --dataset scenes --split test --output DIR
     python recipes/evaluate.py --model DIR_OR_HUB_ID --dataset pictures --data_dir FOLDER --split validation --output DIR
@@ -8,6 +8,7 @@ scored twice gives the same files.
     python recipes/evaluate.py --model DIR_OR_HUB_ID --dataset scenes --split test --metrics retrieval --output DIR
     python recipes/evaluate.py --model DIR_OR_HUB_ID --dataset scenes --split test --metrics preference_accuracy --output DIR
     python recipes/evaluate.py --model DIR_OR_HUB_ID --dataset scenes --split test --baseline EARLIER_OUTPUT --output DIR
+    python recipes/evaluate.py --model DIR_OR_HUB_ID --adapter DIR_OR_HUB_ID --dataset coco --split val --num-examples 5000
 
 Writes metrics.json (each figure with its 95 % interval, and the protocol that decides them: data fingerprint, prompt, decoding,
 metric versions, model revision), for captions predictions.jsonl and contact_sheet.png, for pope its questions and their answers as
@@ -19,12 +20,18 @@ than an earlier run's: of scenes by the truth, of other pictures by a judge that
 """
 
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi
-from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
+from peft import PeftConfig
+from transformers import (
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    HfArgumentParser,
+    PreTrainedModel,
+)
+from transformers.utils import logging
 
 import modeling  # noqa: F401  teaches the Auto classes our models: the working tree wins over code saved with a checkpoint
 import processing  # noqa: F401
@@ -33,10 +40,14 @@ from modeling.attention_amplification import PAIConfig, enable_pai
 from modeling.contrastive_decoding import VCDConfig, enable_vcd
 from modeling.head_suppression import chosen_spin, enable_spin
 from trainers.captioning_evaluation import evaluate_captions, report
+from trainers.chat_turns import complete_turns
+from trainers.exact_revision import exact_revision
 from trainers.preference_evaluation import Baseline, evaluate_preferences
 from trainers.retrieval_evaluation import evaluate_retrieval
 from trainers.run_folder import read_settings
 
+
+logger = logging.get_logger(__name__)
 
 ALONE = {"retrieval": "alignment", "preference_accuracy": "preference"}  # what captions nothing -> the rows it takes
 
@@ -44,10 +55,13 @@ ALONE = {"retrieval": "alignment", "preference_accuracy": "preference"}  # what 
 @dataclass
 class Arguments:
     model: str  # folder or Hub id
-    dataset: str  # scenes, pictures or flickr8k (with --data_dir), or a Hub id with canonical columns
-    output: str  # folder to write
+    dataset: (
+        str  # scenes, pictures or flickr8k (with --data_dir), coco (or $COCO_ROOT), or a Hub id with canonical columns
+    )
+    output: str | None = None  # folder to write; default: outputs/evaluations/<model>-<dataset>-<split>
     split: str = "test"
     revision: str | None = None  # of a Hub id: branch, tag or commit; recorded as a commit
+    adapter: str | None = None  # folder or Hub id of a LoRA (peft) that the model is worn with; recorded by its weights
     data_dir: str | None = None
     dataset_options: str | None = None  # of the builder, as JSON: '{"train_from": "val2017"}'
     columns: str | None = None  # of a Hub id without canonical columns: '{"image": "jpg", "caption": "txt"}'
@@ -85,20 +99,44 @@ class Arguments:
     dtype: str = "float32"
     trust_remote_code: bool = False  # for models that are not ours; pin --revision then
 
+    def __post_init__(self):
+        if self.output is None:
+            model = "+".join(Path(name).name for name in (self.model, self.adapter) if name)
+            self.output = f"outputs/evaluations/{model}-{Path(self.dataset).name}-{self.split}"
 
-def weights_revision(model: str, revision: str | None) -> str:
-    """What exactly is scored: a Hub id's commit, or a hash of a folder's weights."""
-    if not Path(model).is_dir():
-        return HfApi().model_info(model, revision=revision).sha
-    digest = sha256()
-    for path in sorted(Path(model).glob("*.safetensors")):
-        digest.update(path.read_bytes())
-    return f"sha256:{digest.hexdigest()[:16]}"
+
+def put_on(model: PreTrainedModel, adapter: str, base: str) -> dict[str, str]:
+    """
+    The adapter (peft; folder or Hub id) over `model`, which is `base`; what the protocol says of it. Warns where the adapter was
+    trained over a model of another name. Raises ValueError where it does not fit, and for a model that holds one already.
+    """
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"{base} holds an adapter of its own; leave out --adapter {adapter}, or merge first (recipes/merge.py)"
+        )
+    if Path(adapter).is_dir() and not (Path(adapter) / "adapter_model.safetensors").is_file():
+        raise ValueError(f"{adapter} holds no adapter_model.safetensors; a LoRA's folder does")
+    revision = exact_revision(adapter, files="adapter_model.safetensors")
+    pinned = {} if Path(adapter).is_dir() else {"revision": revision}
+    named = PeftConfig.from_pretrained(adapter, **pinned).base_model_name_or_path
+    if named not in (None, base, adapter) and not (
+        Path(named).is_dir() and Path(named).resolve() == Path(adapter).resolve()
+    ):
+        logger.warning(f"{adapter} was trained over {named}, and is put on {base}: the figures are of neither alone")
+    try:
+        found = model.load_adapter(adapter, adapter_kwargs=pinned)
+    except (ValueError, RuntimeError) as problem:
+        raise ValueError(f"{adapter} does not fit {base}, it was trained over {named}: {problem}") from problem
+    if lost := sorted({*found.missing_keys, *found.unexpected_keys, *map(str, found.mismatched_keys)}):
+        raise ValueError(
+            f"{adapter} does not fit {base}, it was trained over {named}: {len(lost)} weights, as {lost[0]}"
+        )
+    return {"id": adapter, "revision": revision, "base": named}
 
 
 def main(args: Arguments) -> None:
     # 1. The model and its processor, pinned.
-    exact = weights_revision(args.model, args.revision)
+    exact = exact_revision(args.model, args.revision)
     alone = next((name for name in args.metrics or [] if name in ALONE), None)
     if alone and len(args.metrics) > 1:
         raise ValueError(f"{alone} scores no captions, as the others do: ask for it alone, not with {args.metrics}")
@@ -114,6 +152,12 @@ def main(args: Arguments) -> None:
     kind = AutoModel if alone == "retrieval" else AutoModelForImageTextToText
     model = kind.from_pretrained(args.model, dtype=args.dtype, **common).eval().to(device)
     processor = AutoProcessor.from_pretrained(args.model, **common)
+    protocol = {"dataset": args.dataset, "split": args.split, "model": args.model, "revision": exact}
+    if args.adapter:
+        protocol["adapter"] = put_on(model, args.adapter, args.model)
+        model.to(device)
+    if alone != "retrieval":
+        complete_turns(processor)  # as recipes/caption.py trains them
 
     # 2. The rows to be judged by, one a picture.
     options = read_settings("dataset_options", args.dataset_options)
@@ -125,7 +169,6 @@ def main(args: Arguments) -> None:
     metrics = args.metrics or (["scene_f1"] if args.dataset == "scenes" else []) + ["bleu", "rouge_l", "cider"]
 
     # 3. Captions and answers, and what they are worth.
-    protocol = {"dataset": args.dataset, "split": args.split, "model": args.model, "revision": exact}
     if alone:
         given = (model, processor, rows, Path(args.output), protocol, args.batch_size)
         looks_up = alone == "retrieval"
@@ -141,11 +184,11 @@ def main(args: Arguments) -> None:
             how = kind.from_words(words)
             enable(model, how)
             protocol[name] = how.to_dict()
-    clip_revision = weights_revision(args.clip_model, args.clip_revision) if args.clip_model else None
+    clip_revision = exact_revision(args.clip_model, args.clip_revision) if args.clip_model else None
     judge = {"judge_url": args.judge_url, "judge_model": args.judge_model}
     baseline = Baseline(args.baseline, args.reward_model, **judge) if args.baseline else None
     if args.reward_model:
-        protocol["reward_model"] = {"model": args.reward_model, "revision": weights_revision(args.reward_model, None)}
+        protocol["reward_model"] = {"model": args.reward_model, "revision": exact_revision(args.reward_model)}
     figures = evaluate_captions(
         model, processor, rows, metrics, Path(args.output), protocol,
         batch_size=args.batch_size, blind_control=args.blind_control, strict=args.strict, synonyms=args.synonyms,

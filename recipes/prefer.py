@@ -45,7 +45,9 @@ from datasets_scripts.preference_rows import PREFERENCE_FEATURES
 from modeling.modeling_ossight import nf4
 from trainers.captioning_data import completion_text, pictures_of, prompt_text, with_pictures
 from trainers.captioning_evaluation import evaluate_captions, report
+from trainers.chat_turns import complete_turns
 from trainers.dataset_rows import said
+from trainers.frozen_towers import freeze_towers, language_only
 from trainers.pictures import loss_plot
 from trainers.preference_config import PreferenceConfig
 from trainers.preference_evaluation import Baseline, evaluate_preferences
@@ -209,24 +211,17 @@ def written_out(rows: Dataset, processor: Any) -> Dataset:
 
 def load_model(recipe: Recipe, args: TrainingArguments) -> PreTrainedModel:
     """The model as it was: what learns, and what it is held against. Raises ValueError for one that DPO cannot train."""
+    common = {"revision": recipe.model_revision, "trust_remote_code": trusted(args)}
     model = AutoModelForImageTextToText.from_pretrained(
-        recipe.model, revision=recipe.model_revision, dtype=recipe.dtype, trust_remote_code=trusted(args),
-        attn_implementation=recipe.attn_implementation, quantization_config=nf4(recipe.dtype) if recipe.load_in_4bit else None,
+        recipe.model, dtype=recipe.dtype, attn_implementation=recipe.attn_implementation,
+        quantization_config=language_only(nf4(recipe.dtype), recipe.model, **common) if recipe.load_in_4bit else None,
+        **common,
     )  # fmt: skip
     if model.config.is_encoder_decoder:
         raise ValueError(f"{recipe.model} reads and writes apart; DPO needs one text, prompt and answer")
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(f"{recipe.model} holds an adapter; first: python recipes/merge.py --model {recipe.model}")
     return model
-
-
-def freeze(model: PreTrainedModel, vision: bool, text: bool) -> None:
-    """Leave what joins the towers trainable, and each tower not frozen here. Raises ValueError if a tower is not found."""
-    eyes, mouth, head = model.get_encoder(modality="image"), model.get_decoder(), model.get_output_embeddings()
-    if model.base_model in (eyes, mouth):
-        raise ValueError(f"{type(model).__name__}: its towers are not where transformers looks; train it with lora")
-    for part, frozen in ((eyes, vision), (mouth, text), (head, text)):
-        part.requires_grad_(not frozen)
 
 
 def dpo_trainer(recipe: Recipe, args: DPOConfig, model: PreTrainedModel, processor: Any, pairs: dict[str, Dataset]):
@@ -239,7 +234,7 @@ def dpo_trainer(recipe: Recipe, args: DPOConfig, model: PreTrainedModel, process
             model.save_pretrained(args.output_dir)
         model.name_or_path = args.output_dir
     else:
-        freeze(model, recipe.freeze_vision, recipe.freeze_text)
+        freeze_towers(model, recipe.freeze_vision, recipe.freeze_text)
     reference, lora = (None, LoraConfig(**recipe.lora)) if recipe.lora else (load_model(recipe, args), None)
     told = {"train_dataset": pairs["train"], "eval_dataset": pairs.get("validation")}
     trainer = SealedDPOTrainer(model, reference, args, processing_class=processor, peft_config=lora, **told)
@@ -262,7 +257,7 @@ def joint_trainer(
     recipe: Recipe, args: PreferenceConfig, model: PreTrainedModel, processor: Any, pairs: dict[str, Dataset]
 ):
     """PreferenceTrainer over `model`, which reads pictures, or what its frozen tower made of them before."""
-    freeze(model, recipe.freeze_vision, recipe.freeze_text)
+    freeze_towers(model, recipe.freeze_vision, recipe.freeze_text)
     train, features = pairs["train"], None
     if recipe.cache_vision_features and recipe.freeze_vision:
         features, train = cache_vision_features(
@@ -325,6 +320,7 @@ def main(recipe: Recipe, args: TrainingArguments) -> None:
     model = load_model(recipe, args)
     source = {"revision": recipe.model_revision, "trust_remote_code": trusted(args)}
     processor = AutoProcessor.from_pretrained(recipe.model, **source)
+    complete_turns(processor)
 
     # 3. Train.
     begin = joint_trainer if recipe.trainer == "joint" else dpo_trainer

@@ -183,7 +183,9 @@ def _folder(name: str) -> Path:
 
 
 def _evaluate_library() -> ModuleType:
-    """The library, not recipes/evaluate.py, which stands first on the path of every recipe."""
+    """The library, not recipes/evaluate.py, which stands first on the path of every recipe, or was imported by that name before."""
+    if not hasattr(sys.modules.get("evaluate"), "load"):
+        sys.modules.pop("evaluate", None)
     path = sys.path[:]
     sys.path[:] = [entry for entry in path if Path(entry or ".").resolve() != METRICS.with_name("recipes")]
     try:

@@ -72,7 +72,8 @@ class PhraseGrounding(evaluate.Metric):
     def _compute(self, predictions, references, kept=None, iou_threshold=0.5, n_bootstrap=N_BOOTSTRAP, seed=SEED):
         """
         kept: of each picture, of each prediction, whether a filter kept it. Figures each have a `_ci95` by bootstrap over pictures
-        and a `_n`, of how many boxes they are; a ratio of nothing to nothing is 0. Raises ValueError where boxes, phrases or `kept` are of different numbers.
+        and a `_n`, of how many boxes they are; a ratio of nothing to nothing is 0. Raises ValueError where boxes, phrases or
+        `kept` are of different numbers.
         """
         for number, (said, true) in enumerate(zip(predictions, references, strict=True)):
             for one, name in ((said, "predictions"), (true, "references")):
@@ -103,7 +104,13 @@ class PhraseGrounding(evaluate.Metric):
                 "kept_recall": lambda c: ratio(c[..., 6], c[..., 3]),
                 "precision_gain": lambda c: ratio(c[..., 4], c[..., 5]) - ratio(c[..., 0], c[..., 1]),
             }
-        whole = {"grounding_precision": 1, "grounding_recall": 3, "kept_precision": 5, "kept_recall": 3, "precision_gain": 1}
+        whole = {
+            "grounding_precision": 1,
+            "grounding_recall": 3,
+            "kept_precision": 5,
+            "kept_recall": 3,
+            "precision_gain": 1,
+        }
         result = {}
         found = intervals(counts, list(figures.values()), n_bootstrap, seed)
         for (name, figure), ci95 in zip(figures.items(), found, strict=True):

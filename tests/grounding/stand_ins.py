@@ -16,7 +16,8 @@ from transformers import (
 )
 
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
+# at the end: recipes/evaluate.py must not stand before the library of that name
+sys.path.append(str(Path(__file__).parents[2] / "recipes"))
 from pretrain_detector import tokenizer_of, words  # noqa: E402  recipes are scripts, not a package
 
 

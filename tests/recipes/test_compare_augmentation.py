@@ -56,13 +56,13 @@ def test_a_region_is_right_where_size_colour_and_shape_are(tmp_path, monkeypatch
     def generate(loaded, processor, rows, *_, **how):
         asked["rows"], asked["how"] = rows, how
         said = [row["references"][0].replace("large", "big") for row in rows]
-        return ["a whale", *said[1:]]
+        return ["a whale", f"{said[1]} and a small red star", *said[2:]]  # nothing that is there; that and more
 
     monkeypatch.setattr("compare_augmentation.generate_captions", generate)
     (tmp_path / "out").mkdir()
     figure = describe_regions(model, tmp_path / "out", 6)
     count = len(asked["rows"])
-    assert figure["value"] == pytest.approx((count - 1) / count, abs=1e-6) and asked["how"]["do_sample"] is False
+    assert figure["value"] == pytest.approx((count - 2) / count, abs=1e-6) and asked["how"]["do_sample"] is False
     assert asked["rows"][0]["prompt"][0]["content"].startswith("Describe the region [")
     assert read_json(tmp_path / "out/regions.json") == figure
     monkeypatch.setattr("compare_augmentation.generate_captions", None)
