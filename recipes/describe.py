@@ -28,6 +28,7 @@ from modeling.attention_amplification import PAIConfig, enable_pai
 from modeling.contrastive_decoding import VCDConfig, enable_vcd
 from modeling.head_suppression import chosen_spin, enable_spin
 from trainers.captioning_evaluation import generate_captions
+from trainers.chat_turns import complete_turns
 from trainers.reward_scores import best_of, load_reward_model
 
 
@@ -107,6 +108,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=args.dtype, **common).eval().to(device)
     processor = AutoProcessor.from_pretrained(args.model, **common)
+    complete_turns(processor)  # as recipes/caption.py trains them
     judge = args.reward_model and load_reward_model(args.reward_model, **common | {"revision": args.reward_revision})
 
     if args.spin is not None:

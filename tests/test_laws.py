@@ -10,7 +10,7 @@ import pytest
 
 
 ROOT = Path(__file__).parents[1]
-OURS = {"modeling", "processing", "trainers", "datasets_scripts"}
+OURS = {"modeling", "processing", "trainers", "datasets_scripts", "grounding"}
 TRAVELLERS = [p for d in ("modeling", "processing") for p in sorted((ROOT / d).glob("*.py")) if p.stem != "__init__"]
 
 
