@@ -22,6 +22,7 @@ def benchmark():
     return module
 
 
+@pytest.mark.slow
 def test_it_finds_equal_losses_and_prints_every_ratio(tmp_path):
     command = [sys.executable, str(SCRIPT), "--size", "tiny", "--rounds", "3", "--batch_size", "2"]
     done = subprocess.run(

@@ -75,7 +75,10 @@ def test_the_shipped_recipe_leaves_a_folder_that_is_scored_again(recipe, tmp_pat
     assert told["model_config"]["embed_dim"] == 64 and told["per_device_train_batch_size"] == 10
 
 
-@pytest.mark.parametrize("way", [{}, {"chunk_size": 3}, {"cache_features": False, "freeze": ["vision"]}])
+SLOWER = ({"chunk_size": 3}, {"cache_features": False, "freeze": ["vision"]})
+
+
+@pytest.mark.parametrize("way", [{}, *(pytest.param(way, marks=pytest.mark.slow) for way in SLOWER)])
 def test_two_processes_learn_what_one_learns(recipe, tmp_path, way):
     settings = yaml.safe_load(recipe.read_text()) | way | {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
     recipe.write_text(yaml.safe_dump(settings))

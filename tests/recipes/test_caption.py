@@ -166,7 +166,10 @@ def test_a_run_killed_after_a_checkpoint_ends_with_the_weights_it_would_have_had
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
-@pytest.mark.parametrize("way", [{}, {"streaming": True, "stream_buffer": 9}, {"cache_vision_features": True}], ids=str)
+SLOWER = ({"streaming": True, "stream_buffer": 9}, {"cache_vision_features": True})
+
+
+@pytest.mark.parametrize("way", [{}, *(pytest.param(way, marks=pytest.mark.slow) for way in SLOWER)], ids=str)
 def test_two_processes_learn_what_one_learns(recipe, tmp_path, way):
     settings = yaml.safe_load(recipe.read_text()) | way
     settings |= {"eval_strategy": "steps", "optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}

@@ -119,6 +119,7 @@ def test_pictures_that_cannot_be_read_are_named_by_either_stage(s0, s1):
         assert all(f"{int(row['image_id']):012}.jpg" in row["problem"] for row in told)
 
 
+@pytest.mark.slow
 def test_every_tool_takes_the_light_folder(hub, place, s0):
     run(f"{sys.executable} recipes/stranger.py --model {s0}", hub, place)
     score = f"{sys.executable} recipes/evaluate.py --model {s0} --dataset pictures --data_dir data --split validation"

@@ -132,7 +132,7 @@ def whole(tmp_path_factory):
     settings |= {
         "model": "model", "dataset_options": {"num_train": 8, "num_eval": 2}, "test_examples": 2, "max_steps": 12,
         "per_device_train_batch_size": 4, "save_steps": 3, "logging_steps": 1, "warmup_steps": 0, "learning_rate": 1e-3,
-        "eval_strategy": "steps", "eval_steps": 6, "output_dir": "out",
+        "eval_strategy": "steps", "eval_steps": 6, "output_dir": "out", "per_device_eval_batch_size": 1,
         "dataloader_drop_last": True,  # two processes fill a last batch up with pairs that one process does not repeat
     }  # fmt: skip
     (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
