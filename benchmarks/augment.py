@@ -36,6 +36,7 @@ from measure import machine
 
 
 ROOT = Path(__file__).parents[1]
+SHARED = 1000  # pictures that processes share: many, for they do not begin at one moment
 
 
 def load(kind: type, folder: str) -> Judge:
@@ -119,7 +120,7 @@ def by_processes(args: argparse.Namespace, number: int) -> float:
             "--similarity_model",
             args.similarity_model,
             "--max_images",
-            str(args.pictures),
+            str(SHARED),
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = [*launch, str(ROOT / "recipes/augment.py"), *config, *models]
@@ -169,7 +170,7 @@ def main() -> None:
     print(f"of ours the loop keeps {agreement(ours, loop):.3f}, of the loop's ours keeps {agreement(loop, ours):.3f}")
     if args.processes:
         one, two = by_processes(args, 1), by_processes(args, 2)
-        rates = f"{args.pictures / one:.2f} pictures/s by 1 process, {args.pictures / two:.2f} by 2"
+        rates = f"{SHARED / one:.2f} pictures/s by 1 process, {SHARED / two:.2f} by 2"
         print(f"recipes/augment.py: {rates}: {one / two:.2f} times")
 
 
